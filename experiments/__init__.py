@@ -1,0 +1,1 @@
+"""The published tables and figures, over the pipeline's own stages."""

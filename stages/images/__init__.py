@@ -1,0 +1,1 @@
+"""From a file's bytes to views: decoding policy, geometry, augmentation, loading."""

@@ -1,0 +1,82 @@
+"""Stage `index`: which images there are, and which of them can be used.
+
+Reads the user's folder of photographs and decodes each once. Writes `data/index.parquet`, one row
+an image with its split, upright size, digest and status; the order of its rows is the order of
+everything that follows. A bad image is a row with a status, never a crash and never gone.
+
+    python -m stages.index
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from stages import artifacts
+from stages.artifacts import INDEX, write_table
+from stages.errors import UserError
+from stages.images.decode import Inspection, inspect
+from stages.job import Job, main
+from stages.params import Params
+from stages.progress import meter, say
+from stages.sources.folder import Photograph, photographs
+
+
+def run(params: Params, job: Job) -> None:
+    source = params.source
+    found = photographs(params.source.root, params.source.test_folder)
+    rows = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, meter(job.stage, "images", len(found)) as progress:
+        inspected = pool.map(lambda photo: _inspect(photo, source.max_pixels), found)
+        for photo, result in zip(found, inspected, strict=True):
+            rows.append(_row(photo, result))
+            progress.advance(1, failed=int(rows[-1]["status"] != "ok"))
+    index = pd.DataFrame(rows, columns=list(INDEX.columns))
+    check(index, source.max_bad_share)
+    counts = index["status"].value_counts()
+    say(f"index: {', '.join(f'{count} {status}' for status, count in counts.items())}")
+    write_table(INDEX, index, {}, job.staging)
+
+
+def _inspect(photo: Photograph, max_pixels: int) -> Inspection:
+    if photo.error:
+        return Inspection(0, 0, "", "bad_name", photo.error)
+    return inspect(Path(photo.path), max_pixels)
+
+
+def _row(photo: Photograph, result: Inspection) -> dict[str, object]:
+    return {
+        "image_id": photo.image_id, "path": photo.path, "split": photo.split,
+        "width": result.width, "height": result.height, "sha256": result.sha256,
+        "status": result.status, "error": result.error,
+    }  # fmt: skip
+
+
+def check(index: pd.DataFrame, max_bad_share: float) -> None:
+    """Raise `UserError` for an index that nothing good can come of."""
+    twice = index["image_id"][index["image_id"].duplicated()]
+    if len(twice):
+        raise UserError(f"two images have the id {twice.iloc[0]!r}: rename one of them")
+    bad = index[index["status"] != "ok"]
+    if len(bad) > max_bad_share * len(index):
+        raise UserError(
+            f"{len(bad)} of {len(index)} images cannot be used, a larger share than "
+            f"source.max_bad_share {max_bad_share} in params.yaml. {_some(bad)}"
+        )
+    if not len(artifacts.usable(index, "train")):
+        raise UserError("no image to train on: all of them are below source.test_folder or unusable")
+
+
+def _some(bad: pd.DataFrame, count: int = 5) -> str:
+    lines: Iterable[str] = (
+        f"{row.image_id}: {row.status} ({row.error})" for row in bad.head(count).itertuples()
+    )
+    return "The first: " + "; ".join(lines)
+
+
+if __name__ == "__main__":
+    main("index", run)

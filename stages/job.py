@@ -1,0 +1,240 @@
+"""What every stage's run has in common: one at a time, checked inputs, all outputs at once.
+
+`main("bias", run)` makes a stage module runnable. It holds the stage's lock, hands `run` the
+parameters and a `Job`, and publishes what `run` left in `job.staging` in one go, provided that
+neither a parameter nor an input changed meanwhile: DVC looks at them after the command, and would
+record the old result under the new values for good.
+
+A run is known by its fingerprint, a digest of what `dvc.yaml` declares for the stage: its code,
+its inputs and its parameters. `job.scratch` belongs to that fingerprint and outlives a kill.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from stages.errors import Interrupted, UserError
+from stages.params import PARAMS_FILE, Params, parse_params, read_yaml
+from stages.progress import say
+
+DVC_FILE = Path("dvc.yaml")
+HOME = Path(".ccd")
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What `dvc.yaml` says of one stage, with `${…}` filled in from `params.yaml`.
+
+    The dependencies the user names in `params.yaml` are kept apart from the project's own.
+    """
+
+    deps: tuple[str, ...]
+    user_deps: tuple[str, ...]
+    params: tuple[str, ...]
+    outs: tuple[str, ...]
+
+
+class Job:
+    """One run of one stage."""
+
+    def __init__(self, stage: str, fingerprint: str) -> None:
+        self.stage = stage
+        self.fingerprint = fingerprint
+        self.scratch = HOME / stage / fingerprint
+        self.staging = self.scratch / "staging"
+        self._signal: int | None = None
+
+    def stop_if_asked(self, kept: str) -> None:
+        """Call where nothing would be lost: ends the run if a signal asked for it.
+
+        kept: what is done and will not be done again, for the message.
+        """
+        if self._signal is not None:
+            raise Interrupted(
+                self._signal, f"{self.stage}: stopped; {kept}. `dvc repro` goes on from there."
+            )
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM wait for `stop_if_asked`; a second one ends the run at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+            say(f"{self.stage}: finishing the work at hand; once more to stop now")
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def main(stage: str, run: Callable[[Params, Job], None]) -> NoReturn:
+    """Run a stage and exit: 0, 1 after a `UserError`, 128 + the number after a signal."""
+    try:
+        execute(stage, run)
+    except UserError as error:
+        say("".join(f"{stage}: {line}\n" for line in str(error).splitlines()).rstrip())
+        sys.exit(1)
+    except Interrupted as stop:
+        say(str(stop))
+        sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:
+        say(f"{stage}: stopped at once; what was finished before is kept")
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
+
+
+def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
+    """Run a stage under its lock and publish its outputs."""
+    raw = read_yaml(PARAMS_FILE)
+    params = parse_params(raw)
+    declared = declaration(stage, raw)
+    with _only_one(stage):
+        job = Job(stage, fingerprint(declared, raw))
+        for other in (HOME / stage).iterdir():
+            if other.is_dir() and other != job.scratch:
+                shutil.rmtree(other)
+        shutil.rmtree(job.staging, ignore_errors=True)
+        job.staging.mkdir(parents=True)
+        try:
+            with job.signals():
+                run(params, job)
+        except OSError as error:
+            raise UserError(_of_the_disk(error)) from error
+        if fingerprint(declaration(stage, again := read_yaml(PARAMS_FILE)), again) != job.fingerprint:
+            raise UserError(
+                "a parameter, an input or the code changed while the stage was running; nothing was "
+                "published. Run `dvc repro` again (with the old values it goes on where it was)."
+            )
+        _publish(job.staging, declared.outs)
+
+
+def declaration(stage: str, params: Any) -> Declaration:
+    """The stage's entry in `dvc.yaml`; `params` is the content of `params.yaml`."""
+    stages = read_yaml(DVC_FILE)["stages"]
+    if stage not in stages:
+        raise UserError(f"{DVC_FILE} has no stage `{stage}`")
+    entry = stages[stage]
+
+    def names(*kinds: str) -> list[str]:
+        items = [item for kind in kinds for item in entry.get(kind, [])]
+        return [next(iter(item)) if isinstance(item, dict) else item for item in items]
+
+    def filled(name: str) -> str:
+        return re.sub(r"\$\{([\w.]+)\}", lambda match: str(lookup(params, match[1])), name)
+
+    return Declaration(
+        deps=tuple(name for name in names("deps") if "${" not in name),
+        user_deps=tuple(filled(name) for name in names("deps") if "${" in name),
+        params=tuple(entry.get("params", [])),
+        outs=tuple(names("outs", "metrics", "plots")),
+    )
+
+
+def lookup(params: Any, key: str) -> Any:
+    """The value of a dotted key in the content of `params.yaml`."""
+    for part in key.split("."):
+        params = params[part]
+    return params
+
+
+def fingerprint(declared: Declaration, params: Any) -> str:
+    """Digest of a stage's parameters and the content of its dependencies."""
+    facts = {
+        "params": {key: lookup(params, key) for key in declared.params},
+        "deps": {dep: _content(Path(dep), by_time=False) for dep in declared.deps},
+        "user_deps": {dep: _content(Path(dep), by_time=True) for dep in declared.user_deps},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content(path: Path, by_time: bool) -> str:
+    """Digest of a file's content, or of the names and contents of the files in a folder.
+
+    by_time: know a folder's files by size and time of change instead. So for the user's own
+    folders: the photographs may be many, and `index` reads their content anyway.
+    """
+    if path.is_file():
+        return _file_digest(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not there: run `dvc repro` so that what makes it runs first")
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(os.fsencode(path)):
+        folders.sort()
+        for name in sorted(names):
+            file = os.path.join(folder, name)
+            if by_time:
+                status = os.stat(file, follow_symlinks=False)
+                known = f"{status.st_size} {status.st_mtime_ns}"
+            else:
+                known = _file_digest(Path(os.fsdecode(file)))
+            digest.update(file + f" {known}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _only_one(stage: str) -> Iterator[None]:
+    """Hold the stage's lock, or say who does.
+
+    A POSIX record lock: it ends with its process, however that dies, and children do not keep it.
+    """
+    folder = HOME / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "an unknown process"
+            raise UserError(
+                f"this stage is already running here: {holder}. It goes on even if the `dvc repro` "
+                "that started it was killed. Wait for it, or end it, and run `dvc repro` again."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _publish(staging: Path, outs: tuple[str, ...]) -> None:
+    """Move the outputs to their places, after everything is safely on disk."""
+    for path in sorted(staging.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    for out in outs:
+        source, target = staging / out, Path(out)
+        if not source.exists():
+            raise UserError(f"the stage left no {out}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
+        source.replace(target)
+
+
+def _of_the_disk(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}; nothing was published, finished work is kept"

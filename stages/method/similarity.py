@@ -1,0 +1,23 @@
+"""Eq. 1-3: CLIP's probabilities of the classes, given a view."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import softmax
+
+from stages.method.types import Floats
+
+
+def class_probabilities(
+    image_embeddings: Floats, class_embeddings: Floats, temperature: float
+) -> Floats:
+    """Softmax over the classes of the cosine similarities divided by the temperature (Eq. 1, 2).
+
+    image_embeddings: (views, dim), class_embeddings: (classes, dim), of any length > 0.
+    Returns (views, classes) float32 in [0, 1]; each row sums to 1 (Eq. 3).
+    """
+    images = image_embeddings.astype(np.float64)
+    classes = class_embeddings.astype(np.float64)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    classes /= np.linalg.norm(classes, axis=1, keepdims=True)
+    return softmax(images @ classes.T / temperature, axis=1).astype(np.float32)

@@ -1,0 +1,20 @@
+"""Section 3.4: when to stop, without a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def first_local_minimum(history: Sequence[float]) -> int | None:
+    """The epoch at which the gain in training mAP has its first local minimum.
+
+    history: the mAP of the training predictions against the pseudo-labels, one an epoch since the
+    labels were updated. The gain of epoch e is history[e] - history[e-1]; the minimum is at the
+    first e whose successor gains more. Returns its position in `history`, or None as long as the
+    gain keeps falling.
+    """
+    gains = [after - before for before, after in zip(history, history[1:], strict=False)]
+    for epoch, (gain, following) in enumerate(zip(gains, gains[1:], strict=False), start=1):
+        if following > gain:
+            return epoch
+    return None

@@ -1,0 +1,212 @@
+"""`params.yaml` as one frozen tree. Every key is required: the file is the only place of defaults.
+
+The file is read as YAML 1.2, as DVC reads it: `1e-5` is a number in both. What each key means
+stands in `params.yaml` itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from stages.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+NONE = "data/none"  # DVC wants every dependency to exist: this one stands for "no such file"
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=8192)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Source(Section):
+    root: str
+    classes: str
+    labels: str
+    test_folder: str
+    max_pixels: Count
+    max_bad_share: Share
+
+
+class Teacher(Section):
+    model: str
+    pretrained: str
+    checkpoint: str
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [self.pretrained != "none", self.checkpoint != NONE]
+        if sum(given) != 1:
+            raise ValueError(
+                "give either `pretrained` (a tag of open_clip) or `checkpoint` (a path); "
+                f"the other one is `none` or `{NONE}`"
+            )
+        return self
+
+
+class Student(Section):
+    arch: Literal["teacher_tower", "resnet18", "resnet34", "resnet50", "resnet101"]
+    weights: Literal["teacher", "random", "checkpoint", "IMAGENET1K_V1", "IMAGENET1K_V2"]
+    checkpoint: str
+    output_stride: Literal[16, 32]
+    boost: Positive
+    size: Side
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if (self.weights == "teacher") and (self.arch != "teacher_tower"):
+            raise ValueError(f"`weights: teacher` wants `arch: teacher_tower`, not {self.arch}")
+        if self.weights.startswith("IMAGENET") and self.arch == "teacher_tower":
+            raise ValueError("`arch: teacher_tower` has no ImageNet weights; use `teacher`")
+        if (self.weights == "checkpoint") != (self.checkpoint != NONE):
+            raise ValueError(f"`weights: checkpoint` and a `checkpoint` other than {NONE} go together")
+        return self
+
+
+class ClassText(Section):
+    templates: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_place_for_the_name(self) -> Self:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"the template {template!r} needs one {{}} where the name goes")
+        return self
+
+
+class GlobalClip(Section):
+    size: Side
+
+
+class Labels(Section):
+    temperature: Literal["learned"] | Positive
+    floor: Literal["one_over_classes"] | Annotated[float, Field(ge=0, lt=1)]
+
+
+class Bias(Section):
+    debias: bool
+    entropy_limit: Positive
+    entropy_unit: Literal["nats", "normalised"]
+    min_count: Count
+
+
+class Optimiser(Section):
+    batch: Count
+    lr: Positive
+    head_lr_factor: Positive
+
+
+class Warmup(Section):
+    epochs: Annotated[int, Field(ge=0)]
+
+
+class CamBoxes(Section):
+    selection: Literal["quantile", "fixed"]
+    mean_views: Positive
+    threshold: Share
+    size: Side
+    cam_threshold: Annotated[float, Field(ge=0, lt=1)]
+    offset: Share
+
+
+class LocalClip(Section):
+    size: Side
+
+
+class FuseLabels(Section):
+    debias: bool
+    alpha: Share
+
+
+class Train(Section):
+    epochs: Annotated[int, Field(ge=0)]
+    consistency: Annotated[float, Field(ge=0)]
+    jitter: Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
+    stop: Literal["first_local_minimum", "last_epoch"]
+    stop_positive: Share
+
+
+class Report(Section):
+    samples: Count
+
+
+class Params(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    source: Source
+    teacher: Teacher
+    student: Student
+    class_text: ClassText
+    global_clip: GlobalClip
+    labels: Labels
+    bias: Bias
+    optimiser: Optimiser
+    warmup: Warmup
+    cam_boxes: CamBoxes
+    local_clip: LocalClip
+    fuse_labels: FuseLabels
+    train: Train
+    report: Report
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check `params.yaml`.
+
+    Raises `UserError` that names the file, the key and, for a misspelt one, the nearest valid key.
+    """
+    return parse_params(read_yaml(path), path)
+
+
+def parse_params(raw: Any, path: Path = PARAMS_FILE) -> Params:
+    """The parameters in `raw`, what YAML made of `path`."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected sections of keys, found {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+    # a misspelt key shows twice, as unknown and as missing: say the unknown first
+    problems.sort(key=lambda line: "is missing" in line)
+    raise UserError(f"{path}: " + f"\n{path}: ".join(problems))
+
+
+def read_yaml(path: Path) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here ({Path.cwd()}): run from the project's root") from None
+    except (MarkedYAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _explain(problem: Any) -> str:
+    place = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "constrained"))]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        fields = _fields_at(place[:-1])
+        near = difflib.get_close_matches(place[-1], fields, n=1, cutoff=0.5)
+        hint = f"did you mean `{'.'.join([*place[:-1], near[0]])}`?" if near else f"valid keys: {', '.join(fields)}"
+        return f"`{key}` is no parameter; {hint}"
+    if problem["type"] == "missing":
+        return f"`{key}` is missing"
+    if problem["type"] == "value_error":
+        return f"`{key}`: {problem['ctx']['error']}"
+    return f"`{key}` is {problem['input']!r}: {problem['msg'].lower()}"
+
+
+def _fields_at(place: list[str]) -> list[str]:
+    model: Any = Params
+    for part in place:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

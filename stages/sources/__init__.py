@@ -1,0 +1,1 @@
+"""From a raw layout on disk to index rows and ground truth."""

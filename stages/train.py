@@ -1,0 +1,83 @@
+"""Stage `train`: the student learns the pseudo-labels, consistently, until the rule stops it (3.4).
+
+Reads the index, the pseudo-labels and the warmed-up student with its optimiser. Writes
+`data/classifier/`: the student that is the result, and the history. Resumes by epoch.
+
+    python -m stages.train
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from stages import machine
+from stages.artifacts import (
+    INDEX,
+    PSEUDO_LABELS,
+    STUDENT,
+    TRAIN_HISTORY,
+    WARMUP_OPTIMISER,
+    WARMUP_STUDENT,
+    class_values,
+    index_digest,
+    read_table,
+    usable,
+)
+from stages.images.loading import Photographs
+from stages.job import Job, main
+from stages.method.stopping import first_local_minimum
+from stages.models.student import build_student
+from stages.models.weights import load_weights, save_weights
+from stages.params import Params
+from stages.progress import say
+from stages.training import Recipe, State, state_of_epoch, train_epochs
+
+COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "kept"]
+
+
+def run(params: Params, job: Job) -> None:
+    index, _ = read_table(INDEX)
+    digest = index_digest(index)
+    rows = usable(index, "train")
+    table, _ = read_table(PSEUDO_LABELS, digest)
+    weights, note = load_weights(WARMUP_STUDENT)
+    moments, _ = load_weights(WARMUP_OPTIMISER)
+    student = build_student(note, len(note["classes"]))
+    student.load_state_dict(weights)
+
+    recipe = Recipe(
+        params.train.epochs,
+        params.optimiser,
+        params.train.consistency,
+        params.train.jitter,
+        params.train.stop_positive,
+    )
+    state, best = State(weights, moments, []), None
+    for state in train_epochs(
+        job,
+        student,
+        note,
+        Photographs(rows, note["size"]),
+        class_values(PSEUDO_LABELS, table),
+        list(rows["image_id"]),
+        recipe,
+        moments,
+        params.seed,
+        machine.device(),
+    ):
+        if params.train.stop == "first_local_minimum":
+            best = first_local_minimum([epoch["train_mAP"] for epoch in state.history])
+            if best is not None:
+                say(f"train: the gain in mAP was least in epoch {best + 1}; that one is kept")
+                break
+    history = pd.DataFrame(state.history, columns=COLUMNS)
+    kept = len(history) if best is None else best + 1
+    history["kept"] = (history["epoch"] == kept).astype(int)
+    if best is not None:
+        state = state_of_epoch(job, kept)
+    save_weights(job.staging / STUDENT, state.weights, note | {"epoch": kept})
+    history.to_csv(job.staging / TRAIN_HISTORY, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    main("train", run)
