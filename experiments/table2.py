@@ -40,7 +40,10 @@ def main(seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3
             print(f"table2: seed {seed}, {row}", flush=True)
             _run({"seed": seed} | changes, {"world.seed": seed, "teacher.seed": seed})
             metrics = json.loads((CLONE / "results/metrics.json").read_text())
-            lines.append({"row": row, "seed": seed} | {k: metrics[k] for k in ("teacher_mAP", "warmup_mAP", "mAP")})
+            lines.append(
+                {"row": row, "seed": seed}
+                | {k: metrics[k] for k in ("teacher_mAP", "warmup_mAP", "mAP")}
+            )
             pd.DataFrame(lines).to_csv(RESULT, index=False, lineterminator="\n")
     table = pd.DataFrame(lines)
     print(table.pivot(index="row", columns="seed", values="mAP").reindex(list(ROWS)).to_string())

@@ -81,9 +81,7 @@ GLOBAL_CLIP = Store(
     Path("data/global_clip.zarr"), "ccd.global_clip/1", {"embedding": ("image", "dim")}
 )
 CAM_MAPS = Store(Path("data/cam_maps.zarr"), "ccd.cam_maps/1", {"map": ("view", "y", "x")})
-LOCAL_CLIP = Store(
-    Path("data/local_clip.zarr"), "ccd.local_clip/1", {"embedding": ("view", "dim")}
-)
+LOCAL_CLIP = Store(Path("data/local_clip.zarr"), "ccd.local_clip/1", {"embedding": ("view", "dim")})
 
 TEACHER = Path("data/weights/teacher")  # an open_clip local-dir
 STUDENT_INIT = Path("data/weights/student_init.safetensors")
@@ -120,9 +118,13 @@ def class_values(table: Table, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
     return frame[class_columns(table, frame)].to_numpy(np.float32)
 
 
-def class_table(ids: pd.DataFrame, values: npt.NDArray[Any], classes: Iterable[str]) -> pd.DataFrame:
+def class_table(
+    ids: pd.DataFrame, values: npt.NDArray[Any], classes: Iterable[str]
+) -> pd.DataFrame:
     """A label table: the columns of `ids` (rows), then `values` (rows, classes) as float32."""
-    scores = pd.DataFrame(np.asarray(values, np.float32), columns=pd.Index(list(classes), dtype=object))
+    scores = pd.DataFrame(
+        np.asarray(values, np.float32), columns=pd.Index(list(classes), dtype=object)
+    )
     return pd.concat([ids.reset_index(drop=True), scores], axis=1)
 
 
@@ -132,14 +134,19 @@ def write_table(table: Table, frame: pd.DataFrame, provenance: Provenance, under
     if classes and not table.per_class:
         raise ValueError(f"{table.path}: no columns {classes} in {table.schema}")
     types = dict(table.columns) | dict.fromkeys(classes, "float32")
-    fields = [pa.field(name, pa.type_for_alias(types[name]), nullable=False) for name in frame.columns]
+    fields = [
+        pa.field(name, pa.type_for_alias(types[name]), nullable=False) for name in frame.columns
+    ]
     note = {"schema": table.schema} | ({"classes": classes} if table.per_class else {}) | provenance
     schema = pa.schema(fields, metadata={"ccd": json.dumps(note, sort_keys=True)})
     arrow = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     path = under / table.path
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(
-        arrow.replace_schema_metadata(schema.metadata), path, compression="zstd", write_page_checksum=True
+        arrow.replace_schema_metadata(schema.metadata),
+        path,
+        compression="zstd",
+        write_page_checksum=True,
     )
 
 
@@ -160,7 +167,9 @@ def read_table(table: Table, index: str | None = None) -> tuple[pd.DataFrame, Pr
     _check_note(path, table.schema, note, index)
     expected = [*table.columns, *note.get("classes", [])]
     if list(frame.columns) != expected:
-        raise UserError(f"{path} has the columns {list(frame.columns)}, not {expected}: {_redo(path)}")
+        raise UserError(
+            f"{path} has the columns {list(frame.columns)}, not {expected}: {_redo(path)}"
+        )
     return frame, note
 
 
@@ -202,7 +211,9 @@ def write_store(
     for name, strings in (labels or {}).items():
         text = np.array(list(strings), dtype=object)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # zarr warns that other readers may not know strings yet
+            warnings.simplefilter(
+                "ignore"
+            )  # zarr warns that other readers may not know strings yet
             array = group.create_array(
                 name,
                 shape=text.shape,
@@ -225,7 +236,7 @@ def read_store(
     if not path.exists():
         raise _absent(path)
     try:
-        group = zarr.open_group(path, mode="r")
+        group: Any = zarr.open_group(path, mode="r")
         note: Provenance = dict(group.attrs)
         arrays = {name: np.asarray(group[name][...]) for name in store.arrays}
     except Exception as error:  # zarr and its codecs raise many kinds for a damaged store

@@ -38,7 +38,9 @@ def run(params: Params, job: Job) -> None:
     images, of_images = read_store(GLOBAL_CLIP, digest)
     texts, of_texts = read_store(CLASS_TEXT)
     if of_images["teacher"] != of_texts["teacher"]:
-        raise UserError("data/global_clip.zarr and data/class_text.zarr are of two teachers: run `dvc repro`")
+        raise UserError(
+            "data/global_clip.zarr and data/class_text.zarr are of two teachers: run `dvc repro`"
+        )
     classes = of_texts["classes"]
     learned = params.labels.temperature == "learned"
     temperature = of_texts["temperature"] if learned else float(params.labels.temperature)
@@ -55,10 +57,12 @@ def run(params: Params, job: Job) -> None:
         initial = np.clip(debias(initial, measured.bias, floor), 0, 1)
 
     provenance = {"index": digest, "teacher": of_images["teacher"], "temperature": temperature}
-    table = pd.DataFrame({"class": classes, "bias": measured.bias, "count": measured.count})
-    table["measured"] = measured.count >= params.bias.min_count
+    table = pd.DataFrame({"class": classes, "bias": measured.bias, "count": measured.images})
+    table["measured"] = measured.images >= params.bias.min_count
     write_table(BIAS, table, provenance, job.staging)
-    write_table(GLOBAL_SCORES, class_table(readable[["image_id"]], p, classes), provenance, job.staging)
+    write_table(
+        GLOBAL_SCORES, class_table(readable[["image_id"]], p, classes), provenance, job.staging
+    )
     ids = readable.loc[train, ["image_id"]]
     write_table(INITIAL_LABELS, class_table(ids, initial, classes), provenance, job.staging)
 

@@ -75,11 +75,17 @@ def choose(scores: Floats, params: CamBoxes) -> Booleans:
 
 
 def locate(
-    rows: pd.DataFrame, maps: Floats, scores: Floats, chosen: Booleans, classes: list[str], params: CamBoxes
+    rows: pd.DataFrame,
+    maps: Floats,
+    scores: Floats,
+    chosen: Booleans,
+    classes: list[str],
+    params: CamBoxes,
 ) -> tuple[pd.DataFrame, Floats]:
-    """The boxes of the chosen classes, and their maps scaled to 0..1 at the features' resolution."""
+    """The boxes of the chosen classes, and their maps scaled to 0..1 at the map's resolution."""
     table, shown = [], []
-    for image, row in enumerate(rows.itertuples()):
+    sizes = zip(rows["image_id"], rows["width"], rows["height"], strict=True)
+    for image, (image_id, width, height) in enumerate(sizes):
         ranked = [c for c in np.argsort(-scores[image], kind="stable") if chosen[image, c]]
         if not ranked:
             continue
@@ -88,8 +94,8 @@ def locate(
         )[0].numpy()
         for rank, c in enumerate(ranked):
             region = region_box(scale_to_unit(raised[rank]), params.cam_threshold)
-            box = box_in_pixels(expand_box(region, params.offset), row.width, row.height)
-            table.append([row.image_id, classes[c], rank, scores[image, c], *box])
+            box = box_in_pixels(expand_box(region, params.offset), width, height)
+            table.append([image_id, classes[c], rank, scores[image, c], *box])
             shown.append(scale_to_unit(maps[image, c]).astype(np.float16))
     shape = (0, *maps.shape[2:])
     return (

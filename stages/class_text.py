@@ -26,7 +26,9 @@ def run(params: Params, job: Job) -> None:
         prompts = [template.format(name) for template in params.class_text.templates]
         for prompt in prompts:
             if teacher.too_long(prompt):
-                raise UserError(f"{params.source.classes}: {prompt!r} is longer than the teacher can read")
+                raise UserError(
+                    f"{params.source.classes}: {prompt!r} is longer than the teacher can read"
+                )
         embeddings.append(teacher.embed_class(prompts))
     provenance = {
         "classes": classes,

@@ -1,9 +1,9 @@
 """Stage `evaluate`: how good the classifier is, and every label on the way to it (section 4).
 
 Reads the classifier, the warmed-up student, every label table and, here alone, the ground truth.
-Writes `data/predictions.parquet` (every usable image) and, small and kept in git, `results/`:
-`metrics.json`, `ladder.csv`, `per_class.csv`, `precision_recall.csv`, `training.csv`. Without ground truth
-it says so, and reports what can be said without.
+Writes `data/predictions.parquet` (every usable image) and, small and kept in git,
+`results/metrics.json`, `ladder.csv`, `per_class.csv`, `precision_recall.csv` and `training.csv`.
+Without ground truth it says so, and reports what can be said without.
 
     python -m stages.evaluate
 """
@@ -99,7 +99,10 @@ def run(params: Params, job: Job) -> None:
     _csv(_per_class(classes, bias, tables, judged), results / "per_class.csv")
     _csv(_precision_recall(tables, judged["test"], classes), results / "precision_recall.csv")
     _csv(_training(), results / "training.csv")
-    _show(ladder, judged)
+    if "mAP" in metrics:
+        say(f"evaluate: mAP {metrics['mAP']:.1f}, the teacher's own {metrics['teacher_mAP']:.1f}")
+    else:
+        say("evaluate: no ground truth for the test split; results/metrics.json has diagnostics")
 
 
 def predict(rows: pd.DataFrame, weights: Path, classes: list[str], title: str) -> pd.DataFrame:
@@ -129,7 +132,11 @@ def _aligned(table: pd.DataFrame, truth: pd.DataFrame) -> tuple[Booleans, Floats
 
 
 def _rung(
-    key: str, split: str, what: str, tables: dict[str, pd.DataFrame], judged: dict[str, pd.DataFrame]
+    key: str,
+    split: str,
+    what: str,
+    tables: dict[str, pd.DataFrame],
+    judged: dict[str, pd.DataFrame],
 ) -> dict[str, Any]:
     found, scores = _aligned(tables[key], judged[split])
     return {
@@ -179,7 +186,9 @@ def diagnostics(
         "bias_greatest": _round(float(bias["bias"].max())),
         "bias_not_measured": int((~bias["measured"]).sum()),
         "views_per_image": _round(len(boxes) / len(train)),
-        "positives_per_image": {k: _round(float((v >= 0.5).sum(axis=1).mean())) for k, v in values.items()},
+        "positives_per_image": {
+            k: _round(float((v >= 0.5).sum(axis=1).mean())) for k, v in values.items()
+        },
         "teacher_student_top1_agreement": _round(
             float((teacher.argmax(axis=1) == student.argmax(axis=1)).mean())
         ),
@@ -187,7 +196,10 @@ def diagnostics(
 
 
 def _per_class(
-    classes: list[str], bias: pd.DataFrame, tables: dict[str, pd.DataFrame], judged: dict[str, pd.DataFrame]
+    classes: list[str],
+    bias: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
+    judged: dict[str, pd.DataFrame],
 ) -> pd.DataFrame:
     """Average precision of each class on every rung; empty where it is not defined."""
     table = pd.DataFrame({"class": classes, "bias": bias["bias"].round(4)})
@@ -195,7 +207,11 @@ def _per_class(
         table[f"{split}_positives"] = class_values(GROUND_TRUTH, truth).sum(axis=0).astype(int)
     for key, split, _ in RUNGS:
         found, scores = _aligned(tables[key], judged[split])
-        values = per_class_average_precision(found, scores) if len(found) else np.full(len(classes), np.nan)
+        values = (
+            per_class_average_precision(found, scores)
+            if len(found)
+            else np.full(len(classes), np.nan)
+        )
         table[f"{key}_AP"] = np.round(100 * values, 2)
     return table
 
@@ -214,7 +230,12 @@ def _precision_recall(
             if t.any():
                 precision, recall, _ = precision_recall_curve(t, s)
                 at = np.unique(np.linspace(0, len(recall) - 1, points).round().astype(int))[::-1]
-                curve = {"scorer": key, "class": name, "recall": recall[at], "precision": precision[at]}
+                curve = {
+                    "scorer": key,
+                    "class": name,
+                    "recall": recall[at],
+                    "precision": precision[at],
+                }
                 curves.append(pd.DataFrame(curve).round(4))
     empty = pd.DataFrame(columns=["scorer", "class", "recall", "precision"])
     return pd.concat(curves, ignore_index=True) if curves else empty
@@ -228,17 +249,6 @@ def _training() -> pd.DataFrame:
     columns = ["epoch", "stage", "label_loss", "consistency_loss", "train_mAP", "kept"]
     parts = [part for part in (warmup, train) if len(part)]
     return pd.concat(parts)[columns].round(4) if parts else pd.DataFrame(columns=columns)
-
-
-def _show(ladder: pd.DataFrame, judged: dict[str, pd.DataFrame]) -> None:
-    for split, truth in judged.items():
-        rungs = ladder[ladder["split"] == split]
-        if not len(truth):
-            say(f"evaluate: no ground truth for the {split} split; see diagnostics in results/metrics.json")
-            continue
-        say(f"{split} split, {len(truth)} images{'mAP':>38}  micro-AP")
-        for rung in rungs.itertuples():
-            say(f"  {rung.what:<52} {rung.mAP:5.1f}    {rung.micro_AP:5.1f}")
 
 
 def _csv(table: pd.DataFrame, path: Path) -> None:

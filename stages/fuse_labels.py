@@ -56,7 +56,9 @@ def run(params: Params, job: Job) -> None:
     rows = pd.Index(initial["image_id"]).get_indexer(pd.Index(boxes["image_id"]))
     local, viewed = pool_views(p, rows, len(initial))
     if params.fuse_labels.debias:
-        local = debias(local, bias["bias"].to_numpy(), label_floor(params.labels.floor, len(classes)))
+        local = debias(
+            local, bias["bias"].to_numpy(), label_floor(params.labels.floor, len(classes))
+        )
     pseudo = fuse(class_values(INITIAL_LABELS, initial), local, viewed, params.fuse_labels.alpha)
 
     provenance = {"index": digest, "teacher": of_views["teacher"], "temperature": temperature}

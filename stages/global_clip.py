@@ -13,7 +13,15 @@ import numpy as np
 import torch
 
 from stages import machine
-from stages.artifacts import GLOBAL_CLIP, INDEX, TEACHER, index_digest, read_table, usable, write_store
+from stages.artifacts import (
+    GLOBAL_CLIP,
+    INDEX,
+    TEACHER,
+    index_digest,
+    read_table,
+    usable,
+    write_store,
+)
 from stages.images.loading import Photographs, batches
 from stages.job import Job, main
 from stages.models.teacher import Teacher
@@ -28,7 +36,9 @@ def run(params: Params, job: Job) -> None:
     photographs = Photographs(usable(index), params.global_clip.size)
 
     def embed(rows: range) -> Arrays:
-        parts = [teacher.embed_images(views) for views in batches(photographs, rows, machine.batch())]
+        parts = [
+            teacher.embed_images(views) for views in batches(photographs, rows, machine.batch())
+        ]
         return {"embedding": torch.cat(parts).numpy()}
 
     computed = in_blocks(job, len(photographs), machine.block(), "images", embed)["embedding"]
@@ -36,7 +46,11 @@ def run(params: Params, job: Job) -> None:
     embedding[(index["status"] == "ok").to_numpy()] = computed
     provenance = {"index": index_digest(index), "teacher": teacher.digest, "units": "unit vectors"}
     write_store(
-        GLOBAL_CLIP, {"embedding": embedding}, provenance, job.staging, labels={"image": index["image_id"]}
+        GLOBAL_CLIP,
+        {"embedding": embedding},
+        provenance,
+        job.staging,
+        labels={"image": index["image_id"]},
     )
 
 

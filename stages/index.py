@@ -30,7 +30,10 @@ def run(params: Params, job: Job) -> None:
     source = params.source
     found = photographs(params.source.root, params.source.test_folder)
     rows = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, meter(job.stage, "images", len(found)) as progress:
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        meter(job.stage, "images", len(found)) as progress,
+    ):
         inspected = pool.map(lambda photo: _inspect(photo, source.max_pixels), found)
         for photo, result in zip(found, inspected, strict=True):
             rows.append(_row(photo, result))
@@ -68,7 +71,9 @@ def check(index: pd.DataFrame, max_bad_share: float) -> None:
             f"source.max_bad_share {max_bad_share} in params.yaml. {_some(bad)}"
         )
     if not len(artifacts.usable(index, "train")):
-        raise UserError("no image to train on: all of them are below source.test_folder or unusable")
+        raise UserError(
+            "no image to train on: all of them are below source.test_folder or unusable"
+        )
 
 
 def _some(bad: pd.DataFrame, count: int = 5) -> str:

@@ -119,10 +119,13 @@ def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
                 run(params, job)
         except OSError as error:
             raise UserError(_of_the_disk(error)) from error
-        if fingerprint(declaration(stage, again := read_yaml(PARAMS_FILE)), again) != job.fingerprint:
+        if (
+            fingerprint(declaration(stage, again := read_yaml(PARAMS_FILE)), again)
+            != job.fingerprint
+        ):
             raise UserError(
-                "a parameter, an input or the code changed while the stage was running; nothing was "
-                "published. Run `dvc repro` again (with the old values it goes on where it was)."
+                "a parameter, an input or the code changed while the stage was running; nothing "
+                "was published. Run `dvc repro` again; with the old values it goes on where it was."
             )
         _publish(job.staging, declared.outs)
 

@@ -39,7 +39,11 @@ def run(params: Params, job: Job) -> None:
     teacher.check_size(params.local_clip.size, "local_clip.size")
 
     def embed(rows: range) -> Arrays:
-        return {"embedding": embed_views(boxes.iloc[rows], files, teacher, params.local_clip.size)}
+        return {
+            "embedding": embed_views(
+                boxes.iloc[rows.start : rows.stop], files, teacher, params.local_clip.size
+            )
+        }
 
     dim = teacher.model.visual.output_dim
     embedding = np.zeros((0, dim), np.float32)
@@ -49,7 +53,9 @@ def run(params: Params, job: Job) -> None:
     write_store(LOCAL_CLIP, {"embedding": embedding}, provenance, job.staging)
 
 
-def embed_views(boxes: pd.DataFrame, files: pd.DataFrame, teacher: Teacher, longer: int) -> np.ndarray:
+def embed_views(
+    boxes: pd.DataFrame, files: pd.DataFrame, teacher: Teacher, longer: int
+) -> np.ndarray:
     """Embeddings (views, dim) of the views in `boxes`; each image is decoded once.
 
     Views of all images that come out at one size share batches.
@@ -58,9 +64,13 @@ def embed_views(boxes: pd.DataFrame, files: pd.DataFrame, teacher: Teacher, long
     position = 0
     for image_id, own in boxes.groupby("image_id", sort=False):
         image = read_image(*files.loc[image_id])
-        for box in own[["x0", "y0", "x1", "y1"]].itertuples(index=False):
-            pixels: Pixels = tuple(int(side) for side in box)
-            size = local_view_size(pixels, longer, teacher.stride) if teacher.stride else (longer, longer)
+        for x0, y0, x1, y1 in own[["x0", "y0", "x1", "y1"]].to_numpy().tolist():
+            pixels: Pixels = (x0, y0, x1, y1)
+            size = (
+                local_view_size(pixels, longer, teacher.stride)
+                if teacher.stride
+                else (longer, longer)
+            )
             sized.setdefault(size, []).append((position, view(image, pixels, size)))
             position += 1
     embedding = None

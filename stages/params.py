@@ -71,7 +71,9 @@ class Student(Section):
         if self.weights.startswith("IMAGENET") and self.arch == "teacher_tower":
             raise ValueError("`arch: teacher_tower` has no ImageNet weights; use `teacher`")
         if (self.weights == "checkpoint") != (self.checkpoint != NONE):
-            raise ValueError(f"`weights: checkpoint` and a `checkpoint` other than {NONE} go together")
+            raise ValueError(
+                f"`weights: checkpoint` and a `checkpoint` other than {NONE} go together"
+            )
         return self
 
 
@@ -191,12 +193,18 @@ def read_yaml(path: Path) -> Any:
 
 
 def _explain(problem: Any) -> str:
-    place = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "constrained"))]
+    place = [
+        str(part) for part in problem["loc"] if not str(part).startswith(("literal", "constrained"))
+    ]
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
         fields = _fields_at(place[:-1])
         near = difflib.get_close_matches(place[-1], fields, n=1, cutoff=0.5)
-        hint = f"did you mean `{'.'.join([*place[:-1], near[0]])}`?" if near else f"valid keys: {', '.join(fields)}"
+        hint = (
+            f"did you mean `{'.'.join([*place[:-1], near[0]])}`?"
+            if near
+            else f"valid keys: {', '.join(fields)}"
+        )
         return f"`{key}` is no parameter; {hint}"
     if problem["type"] == "missing":
         return f"`{key}` is missing"

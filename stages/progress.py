@@ -36,6 +36,7 @@ class Meter:
         self._began, self._before = time.monotonic(), done
 
     def advance(self, count: int = 1, failed: int = 0) -> None:
+        """Count units as done, some of them as failed."""
         self.done += count
         self.failed += failed
 
@@ -45,6 +46,7 @@ class Meter:
         return (self.done - self._before) / max(time.monotonic() - self._began, 1e-9)
 
     def line(self) -> str:
+        """The state of the work in words, for a log."""
         left = (self.total - self.done) / self.rate if self.rate > 0 else 0.0
         failures = f", {self.failed} failed" if self.failed else ""
         return (
@@ -92,7 +94,11 @@ def meter(title: str, unit: str, total: int, done: int = 0) -> Iterator[Meter]:
         yield _Lines(title, unit, total, done)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         yield _Bar(title, unit, total, done, bar)

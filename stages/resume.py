@@ -75,7 +75,7 @@ def in_blocks(
 
 def _save(file: Path, arrays: Arrays) -> None:
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    np.savez(content, allow_pickle=False, **arrays)
     write_durably(file, content.getvalue())
 
 

@@ -88,7 +88,9 @@ def train_epochs(
         student.train()
         predicted, losses = torch.empty(len(photographs), labels.shape[1]), np.zeros(2)
         loader = batches(photographs, order, recipe.optimiser.batch)
-        with meter(f"{job.stage} epoch {epoch + 1}/{recipe.epochs}", "images", len(order)) as progress:
+        with meter(
+            f"{job.stage} epoch {epoch + 1}/{recipe.epochs}", "images", len(order)
+        ) as progress:
             for number, images in enumerate(loader):
                 rows = order[number * recipe.optimiser.batch :][: len(images)]
                 logits = _forward(student, weak(images), note, device)
@@ -106,7 +108,7 @@ def train_epochs(
                         "optimiser.lr in params.yaml; the epochs before are kept"
                     )
                 optimiser.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 optimiser.step()
                 predicted[rows] = logits.detach().float().cpu()
                 progress.advance(len(rows))
@@ -119,9 +121,11 @@ def train_epochs(
                 "train_mAP": quality,
             }
         )
+        latest = history[-1]
         say(
-            f"{job.stage}: epoch {epoch + 1}, label loss {history[-1]['label_loss']:.4f}, consistency "
-            f"loss {history[-1]['consistency_loss']:.4f}, mAP against the labels {quality:.2f}"
+            f"{job.stage}: epoch {epoch + 1}, label loss {latest['label_loss']:.4f}, "
+            f"consistency loss {latest['consistency_loss']:.4f}, "
+            f"mAP against the labels {quality:.2f}"
         )
         state = State(_cpu(student.state_dict()), read_moments(optimiser, student), list(history))
         _keep(job, state)

@@ -43,13 +43,18 @@ def run(params: Params, job: Job) -> None:
     table, _ = read_table(INITIAL_LABELS, digest)
     classes = class_columns(INITIAL_LABELS, table)
     backbone, note = load_weights(STUDENT_INIT)
-    note |= {"boost": params.student.boost, "size": params.student.size, "classes": classes, "index": digest}
+    note |= {
+        "boost": params.student.boost,
+        "size": params.student.size,
+        "classes": classes,
+        "index": digest,
+    }
     torch.manual_seed(params.seed)
     student = build_student(note, len(classes))
     student.backbone.load_state_dict(backbone)
 
     state = State(student.state_dict(), {}, [])
-    for state in train_epochs(
+    for latest in train_epochs(
         job,
         student,
         note,
@@ -61,7 +66,7 @@ def run(params: Params, job: Job) -> None:
         params.seed,
         machine.device(),
     ):
-        pass
+        state = latest
     save_weights(job.staging / WARMUP_STUDENT, state.weights, note)
     save_weights(job.staging / WARMUP_OPTIMISER, state.moments, {"index": digest})
     history = pd.DataFrame(state.history, columns=COLUMNS)

@@ -38,8 +38,14 @@ def run(params: Params, job: Job) -> None:
         params.teacher.model, params.teacher.pretrained, params.teacher.checkpoint
     )
     folder = job.staging / TEACHER
-    origin = params.teacher.checkpoint if params.teacher.checkpoint != NONE else params.teacher.pretrained
-    save_weights(folder / WEIGHTS, model.state_dict(), {"model": params.teacher.model, "origin": origin})
+    origin = (
+        params.teacher.checkpoint
+        if params.teacher.checkpoint != NONE
+        else params.teacher.pretrained
+    )
+    save_weights(
+        folder / WEIGHTS, model.state_dict(), {"model": params.teacher.model, "origin": origin}
+    )
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     note = student_note(
         params.student.arch, params.student.output_stride, params.student.weights, model, config
@@ -66,17 +72,25 @@ def load_teacher(name: str, pretrained: str, checkpoint: str) -> tuple[Any, dict
             )
         if checkpoint == NONE and not open_clip.is_pretrained_cfg(name, pretrained):
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
-            raise UserError(f"teacher.pretrained in params.yaml: {name} has no {pretrained!r}, but {tags}")
+            raise UserError(
+                f"teacher.pretrained in params.yaml: {name} has no {pretrained!r}, but {tags}"
+            )
         identifier, source = name, (checkpoint if checkpoint != NONE else pretrained)
         if checkpoint == NONE:
             say(f"weights: fetching {name} {pretrained} through open_clip, once")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model: Any = open_clip.create_model(identifier, pretrained=source, precision="fp32", device="cpu")
-    except Exception as error:  # whatever a file of the wrong kind, or the hub, makes open_clip raise
+            model: Any = open_clip.create_model(
+                identifier, pretrained=source, precision="fp32", device="cpu"
+            )
+    except (
+        Exception
+    ) as error:  # whatever a file of the wrong kind, or the hub, makes open_clip raise
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"teacher in params.yaml: {source or checkpoint} cannot be loaded: {reason}") from None
+        raise UserError(
+            f"teacher in params.yaml: {source or checkpoint} cannot be loaded: {reason}"
+        ) from None
     if name == "local-dir":
         shape = json.loads((Path(checkpoint) / CONFIG).read_text())["model_cfg"]
     else:
@@ -94,10 +108,14 @@ def student_note(
     """What `build_backbone` needs to know of the student, and the normalisation of its input."""
     note: Note = {"arch": arch, "output_stride": output_stride, "weights": weights}
     if arch != "teacher_tower":
-        return note | {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        note |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        return note
     if not isinstance(teacher.visual, ModifiedResNet):
-        raise UserError("student.arch in params.yaml: this teacher's tower is no ResNet; use a resnet")
-    return note | {"tower": config["model_cfg"]["vision_cfg"]} | config["preprocess_cfg"]
+        raise UserError(
+            "student.arch in params.yaml: this teacher's tower is no ResNet; use a resnet"
+        )
+    note |= {"tower": config["model_cfg"]["vision_cfg"]} | config["preprocess_cfg"]
+    return note
 
 
 def first_weights(note: Note, teacher: Any, checkpoint: str, seed: int) -> dict[str, Tensor]:

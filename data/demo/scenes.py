@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from data.demo.shapes import CLASSES, PLAIN, POLYSEMOUS, SHAPES, SIDE
-from data.demo.shapes import draw_background, draw_object, finish
+from data.demo.shapes import (
+    CLASSES,
+    PLAIN,
+    POLYSEMOUS,
+    SHAPES,
+    SIDE,
+    draw_background,
+    draw_object,
+    finish,
+)
 
 # What the web calls things, and how often: the source of the teacher's class-wise bias.
 POLYSEMY = {"hexagon": "bolt", "square": "key", "circle": "cup"}
@@ -54,7 +62,9 @@ def _free_place(
     places = rng.uniform(side / 2, 1 - side / 2, (12, 2))
 
     def overlap(place: np.ndarray) -> float:
-        reach = [(side + other) / 2 - max(abs(place[0] - x), abs(place[1] - y)) for x, y, other in taken]
+        reach = [
+            (side + other) / 2 - max(abs(place[0] - x), abs(place[1] - y)) for x, y, other in taken
+        ]
         return max(0.0, *reach) if reach else 0.0
 
     best = min(places, key=overlap)
@@ -68,8 +78,10 @@ def draw_web_pair(rng: np.random.Generator) -> tuple[Image.Image, str]:
         return finish(canvas, rng), _caption([str(rng.choice(EMPTY))], rng)
     main = _web_shape(rng)
     things = [(main, rng.uniform(0.35, 1.0), rng.normal(0.5, 0.13, 2))]
-    for _ in range(rng.choice(4, p=[0.35, 0.35, 0.2, 0.1])):
-        things.append((_web_shape(rng), rng.uniform(0.15, 0.30), rng.uniform(0.1, 0.9, 2)))
+    others = rng.choice(4, p=[0.35, 0.35, 0.2, 0.1])
+    things += [
+        (_web_shape(rng), rng.uniform(0.15, 0.30), rng.uniform(0.1, 0.9, 2)) for _ in range(others)
+    ]
     named = [_web_name(main, rng)]
     for shape, side, (x, y) in reversed(things[1:]):
         draw_object(canvas, shape, side * SIDE, (x * SIDE, y * SIDE), rng)

@@ -27,7 +27,9 @@ Pen = ImageDraw.ImageDraw
 Point = tuple[float, float]
 
 
-def _ring(n: int, radius: float, turn: float = -pi / 2, x: float = 48, y: float = 48) -> list[Point]:
+def _ring(
+    n: int, radius: float, turn: float = -pi / 2, x: float = 48, y: float = 48
+) -> list[Point]:
     """`n` points on a circle."""
     angles = (turn + 2 * pi * i / n for i in range(n))
     return [(x + radius * cos(a), y + radius * sin(a)) for a in angles]
@@ -102,9 +104,7 @@ def _key(body: Pen, detail: Pen) -> None:
 
 
 def _bolt(body: Pen, detail: Pen) -> None:
-    body.polygon(
-        [(54, 2), (14, 54), (42, 54), (32, 94), (80, 36), (50, 36), (70, 2)], fill=255
-    )
+    body.polygon([(54, 2), (14, 54), (42, 54), (32, 94), (80, 36), (50, 36), (70, 2)], fill=255)
     detail.polygon([(52, 12), (34, 42), (44, 44), (58, 12)], fill=255)
 
 
@@ -211,9 +211,7 @@ def draw_object(
     aspect = rng.uniform(0.85, 1.18)
     size = (max(4, round(side * aspect**0.5)), max(4, round(side / aspect**0.5)))
     if mirrored:
-        texture, alpha = (
-            i.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for i in (texture, alpha)
-        )
+        texture, alpha = (i.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for i in (texture, alpha))
     texture = texture.rotate(turn, Image.Resampling.BILINEAR).resize(size)
     alpha = alpha.rotate(turn, Image.Resampling.BILINEAR).resize(size)
     corner = (round(centre[0] - size[0] / 2), round(centre[1] - size[1] / 2))
@@ -244,6 +242,6 @@ def finish(canvas: Image.Image, rng: np.random.Generator) -> Image.Image:
     """What a camera adds: a light blur in half of the images, and pixel noise."""
     if rng.random() < 0.5:
         canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8)))
-    pixels = np.asarray(canvas, np.float32)
+    pixels = np.asarray(canvas, np.float64)
     pixels = pixels + rng.normal(0, rng.uniform(2, 14), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

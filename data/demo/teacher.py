@@ -35,7 +35,13 @@ VOCABULARY = 49408  # of open_clip's SimpleTokenizer; the end-of-text token has 
 MODEL: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64, "head_width": 64},
-    "text_cfg": {"context_length": 20, "vocab_size": VOCABULARY, "width": 64, "heads": 4, "layers": 2},
+    "text_cfg": {
+        "context_length": 20,
+        "vocab_size": VOCABULARY,
+        "width": 64,
+        "heads": 4,
+        "layers": 2,
+    },
 }
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 BATCH = 64
@@ -132,7 +138,10 @@ def train(images: Tensor, tokens: Tensor, params: dict[str, Any]) -> CLIP:
         optimiser.step()
         losses.append(float(loss.detach()))
         if (step + 1) % steps == 0:
-            print(f"teacher: epoch {(step + 1) // steps}, loss {np.mean(losses[-steps:]):.3f}", flush=True)
+            print(
+                f"teacher: epoch {(step + 1) // steps}, loss {np.mean(losses[-steps:]):.3f}",
+                flush=True,
+            )
     table = torch.randn(VOCABULARY, MODEL["text_cfg"]["width"], generator=rng) * 0.02
     table[words] = model.token_embedding.weight.detach()
     model.token_embedding = torch.nn.Embedding.from_pretrained(table)
@@ -142,9 +151,13 @@ def train(images: Tensor, tokens: Tensor, params: dict[str, Any]) -> CLIP:
 @torch.inference_mode()
 def single_object_accuracy(model: CLIP, tokenizer: SimpleTokenizer, seed: int, count: int) -> float:
     """Share of held-out one-object images whose best class is the right one."""
-    texts = model.encode_text(tokenizer([f"a photo of the {name}" for name in CLASSES]), normalize=True)
+    texts = model.encode_text(
+        tokenizer([f"a photo of the {name}" for name in CLASSES]), normalize=True
+    )
     images = torch.from_numpy(np.stack([single_object(seed, i) for i in range(count)]))
-    views = F.interpolate(images.permute(0, 3, 1, 2).float(), size=64, mode="bilinear", antialias=True)
+    views = F.interpolate(
+        images.permute(0, 3, 1, 2).float(), size=64, mode="bilinear", antialias=True
+    )
     best = (model.encode_image(normalise(views), normalize=True) @ texts.T).argmax(dim=1)
     return float((best == torch.arange(count) % len(CLASSES)).float().mean())
 
@@ -152,7 +165,9 @@ def single_object_accuracy(model: CLIP, tokenizer: SimpleTokenizer, seed: int, c
 def main() -> None:
     params = YAML(typ="safe").load(HERE / "params.yaml")["teacher"]
     with ProcessPoolExecutor() as pool:
-        pairs = list(pool.map(partial(web_pair, params["seed"]), range(params["pairs"]), chunksize=100))
+        pairs = list(
+            pool.map(partial(web_pair, params["seed"]), range(params["pairs"]), chunksize=100)
+        )
     images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
     tokenizer = SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
     model = train(images, tokenizer([caption for _, caption in pairs]), params)

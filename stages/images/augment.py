@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import ColorJitter
 
 
 def weak(images: Tensor) -> Tensor:
-    """Each image of (n, 3, h, w) mirrored with probability one half. Draws from torch's generator."""
+    """Each image of (n, 3, h, w) mirrored with probability one half; draws from torch's RNG."""
     mirrored = torch.rand(len(images)) < 0.5
     return torch.where(mirrored[:, None, None, None].to(images.device), images.flip(-1), images)
 

@@ -41,11 +41,13 @@ class Photographs(Dataset[Tensor | str]):
         """Decode everything once and keep it, if the machine's memory for that is enough."""
         if len(self) * 3 * self.size**2 <= machine.cache_bytes():
             everything = batches(self, range(len(self)), 256)
-            self.decoded = torch.cat([torch.empty(0, 3, self.size, self.size, dtype=torch.uint8), *everything])
+            self.decoded = torch.cat(
+                [torch.empty(0, 3, self.size, self.size, dtype=torch.uint8), *everything]
+            )
 
 
 def batches(photographs: Photographs, order: Sequence[int], size: int) -> Iterator[Tensor]:
-    """The photographs in `order`, in batches (size, 3, side, side) uint8; the last may be smaller."""
+    """The photographs in `order`, in batches (size, 3, side, side) uint8; the last may be less."""
     if photographs.decoded is not None:
         for start in range(0, len(order), size):
             yield photographs.decoded[torch.as_tensor(order[start : start + size])]

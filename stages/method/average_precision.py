@@ -34,4 +34,8 @@ def mean_average_precision(truth: Booleans, scores: Floats) -> float:
 
 def micro_average_precision(truth: Booleans, scores: Floats) -> float:
     """Average precision of all (image, class) pairs as one ranking; NaN without a positive."""
-    return float(average_precision_score(truth.ravel(), scores.ravel())) if truth.any() else float("nan")
+    return (
+        float(average_precision_score(truth.ravel(), scores.ravel()))
+        if truth.any()
+        else float("nan")
+    )

@@ -11,15 +11,16 @@ from stages.method.types import Floats, Integers
 
 
 class ClassBias(NamedTuple):
-    """bias: (classes,) float32 in (0, 1]. count: (classes,) images the class was on top of."""
+    """bias: (classes,) float32 in (0, 1]. images: (classes,) how many the class was on top of."""
 
     bias: Floats
-    count: Integers
+    images: Integers
 
 
 def entropy(p: Floats) -> Floats:
     """Shannon entropy of each row of `p` (views, classes), in nats: (views,)."""
-    return entr(p.astype(np.float64)).sum(axis=1)
+    of_each: Floats = entr(p.astype(np.float64)).sum(axis=1)
+    return of_each
 
 
 def entropy_limit_in_nats(limit: float, unit: Literal["nats", "normalised"], classes: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def first_local_minimum(history: Sequence[float]) -> int | None:
@@ -13,8 +14,8 @@ def first_local_minimum(history: Sequence[float]) -> int | None:
     first e whose successor gains more. Returns its position in `history`, or None as long as the
     gain keeps falling.
     """
-    gains = [after - before for before, after in zip(history, history[1:], strict=False)]
-    for epoch, (gain, following) in enumerate(zip(gains, gains[1:], strict=False), start=1):
+    gains = [after - before for before, after in pairwise(history)]
+    for epoch, (gain, following) in enumerate(pairwise(gains), start=1):
         if following > gain:
             return epoch
     return None

@@ -32,7 +32,8 @@ def scale_to_unit(activation: Floats) -> Floats:
     low, high = activation.min(), activation.max()
     if not high > low:
         return np.ones_like(activation)
-    return (activation - low) / (high - low)
+    unit: Floats = (activation - low) / (high - low)
+    return unit
 
 
 def region_box(unit_map: Floats, threshold: float) -> Box:
@@ -53,9 +54,14 @@ def region_box(unit_map: Floats, threshold: float) -> Box:
 
 
 def expand_box(box: Box, offset: float) -> Box:
-    """`box` grown by `offset` on every side and clipped to the image; all are shares of its sides."""
+    """`box` grown by `offset` on every side, clipped to the image; all shares of its sides."""
     x0, y0, x1, y1 = box
-    return max(x0 - offset, 0.0), max(y0 - offset, 0.0), min(x1 + offset, 1.0), min(y1 + offset, 1.0)
+    return (
+        max(x0 - offset, 0.0),
+        max(y0 - offset, 0.0),
+        min(x1 + offset, 1.0),
+        min(y1 + offset, 1.0),
+    )
 
 
 def box_in_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""The student: a ResNet with a 1x1 head, whose class activation maps come with every forward pass."""
+"""The student: a ResNet with a 1x1 head, which gives class activation maps in the same pass."""
 
 from __future__ import annotations
 
@@ -44,7 +44,18 @@ class _TowerTrunk(nn.Module):
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
-        for name in ("conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3", "act3", "avgpool"):
+        for name in (
+            "conv1",
+            "bn1",
+            "act1",
+            "conv2",
+            "bn2",
+            "act2",
+            "conv3",
+            "bn3",
+            "act3",
+            "avgpool",
+        ):
             setattr(self, name, getattr(tower, name))
         for name in ("layer1", "layer2", "layer3", "layer4"):
             setattr(self, name, getattr(tower, name))
@@ -86,6 +97,7 @@ def build_student(note: Note, classes: int) -> Student:
     student = Student(backbone, features, classes, note["boost"])
     nn.init.normal_(student.head.weight, std=0.01)
     rate = torch.tensor(1 / max(classes, 2))
+    assert student.head.bias is not None
     nn.init.constant_(student.head.bias, float(torch.logit(rate)))
     return student.to(memory_format=torch.channels_last)
 

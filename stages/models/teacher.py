@@ -48,9 +48,13 @@ class Teacher:
         native = self.tower.image_size
         native = native if isinstance(native, int) else native[0]
         if self.stride is None and size != native:
-            raise UserError(f"`{key}` is {size}, but this teacher's tower takes views of {native} only")
+            raise UserError(
+                f"`{key}` is {size}, but this teacher's tower takes views of {native} only"
+            )
         if self.stride is not None and (size % self.stride or size < self.stride):
-            raise UserError(f"`{key}` is {size}; it must be a multiple of the tower's stride, {self.stride}")
+            raise UserError(
+                f"`{key}` is {size}; it must be a multiple of the tower's stride, {self.stride}"
+            )
 
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
@@ -86,7 +90,8 @@ def interpolate_positions(table: Tensor, height: int, width: int) -> Tensor:
     """The positional embedding of an attention pool, for a grid of another size.
 
     table: (side * side + 1, dim), the mean token's first. That one is kept, the others are
-    interpolated bilinearly as a picture, as the paper's code does. Returns (height * width + 1, dim).
+    interpolated bilinearly as a picture, as the paper's code does. Returns (height * width + 1,
+    dim).
     """
     side = round((len(table) - 1) ** 0.5)
     grid = table[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)

@@ -52,7 +52,9 @@ def _image_files(folder: bytes, top: bytes, entered: set[bytes]) -> list[bytes]:
         inside = os.path.realpath(entry.path).startswith(top + b"/")
         if entry.is_symlink() and not inside:
             where = os.fsdecode(entry.path).encode("utf-8", "backslashreplace").decode()
-            raise UserError(f"{where} is a link that leaves source.root; copy its target, or link source.root itself")
+            raise UserError(
+                f"{where} leaves source.root; copy its target there, or link the whole root"
+            )
         if entry.is_dir():
             files += _image_files(entry.path, top, entered)
         elif os.path.splitext(entry.name)[1].lower().decode("ascii", "replace") in SUFFIXES:
@@ -97,7 +99,9 @@ def labels(path: str, classes: list[str]) -> pd.DataFrame:
     Returns `image_id` and a float32 column for each of `classes`, in their order.
     """
     if path == NONE:
-        return pd.DataFrame({"image_id": pd.Series(dtype=str)} | {c: pd.Series(dtype="float32") for c in classes})
+        return pd.DataFrame(
+            {"image_id": pd.Series(dtype=str)} | {c: pd.Series(dtype="float32") for c in classes}
+        )
     try:
         table = pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -107,10 +111,14 @@ def labels(path: str, classes: list[str]) -> pd.DataFrame:
         raise UserError(f"{path} has no column {missing[0]!r} (source.labels in params.yaml)")
     twice = table["image_id"][table["image_id"].duplicated()]
     if len(twice):
-        raise UserError(f"{path}, row {twice.index[0] + 2}: the image {twice.iloc[0]!r} comes twice")
+        raise UserError(
+            f"{path}, row {twice.index[0] + 2}: the image {twice.iloc[0]!r} comes twice"
+        )
     for name in classes:
         values = table[name].astype(str)
         wrong = table.index[~values.isin({"0", "1", "0.0", "1.0"})]
         if len(wrong):
-            raise UserError(f"{path}, row {wrong[0] + 2}: {name} is {values[wrong[0]]!r}, neither 0 nor 1")
+            raise UserError(
+                f"{path}, row {wrong[0] + 2}: {name} is {values[wrong[0]]!r}, neither 0 nor 1"
+            )
     return table[["image_id", *classes]].astype(dict.fromkeys(classes, "float32"))

@@ -1,0 +1,74 @@
+"""The trained student at work on new images, alone: no CLIP, no index, no DVC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages import machine
+from stages.errors import UserError
+from stages.images.decode import BadImage, decode
+from stages.images.views import global_view
+from stages.models.student import activation_maps, load_student, logits_of
+from stages.progress import meter
+from stages.sources.folder import Photograph, photographs
+
+MAX_PIXELS = 100_000_000
+
+
+def images_in(paths: Iterable[Path]) -> list[Photograph]:
+    """The image files that `paths` name: files as they are, folders with all below them."""
+    found = []
+    for path in paths:
+        if path.is_dir():
+            found += [photo._replace(image_id=photo.path) for photo in photographs(str(path), "")]
+        elif path.exists():
+            found.append(Photograph(str(path), str(path), "", ""))
+        else:
+            raise UserError(f"{path} is not there")
+    return found
+
+
+def predict(images: list[Photograph], weights: Path) -> pd.DataFrame:
+    """One row an image: `image`, `status`, `error`, and a probability for each class.
+
+    An image that cannot be used has a status other than ok, the reason, and no probabilities.
+    """
+    device = machine.device()
+    student, note = load_student(weights, device)
+    probabilities = np.full((len(images), len(note["classes"])), np.nan, np.float32)
+    states = [("ok", "")] * len(images)
+    with meter("predict", "images", len(images)) as progress:
+        for rows in _chunks(range(len(images)), machine.batch()):
+            views = {}
+            for row in rows:
+                try:
+                    views[row] = _view(images[row], note["size"])
+                except BadImage as bad:
+                    states[row] = (bad.status, str(bad))
+            if views:
+                maps = activation_maps(student, note, torch.stack(list(views.values())), device)
+                probabilities[list(views)] = logits_of(maps).sigmoid().numpy()
+            progress.advance(len(rows), failed=len(rows) - len(views))
+    table = pd.DataFrame(states, columns=["status", "error"])
+    table.insert(0, "image", [photo.image_id for photo in images])
+    return pd.concat([table, pd.DataFrame(probabilities, columns=note["classes"])], axis=1)
+
+
+def _view(photo: Photograph, size: int) -> torch.Tensor:
+    if photo.error:
+        raise BadImage("bad_name", photo.error)
+    try:
+        content = Path(photo.path).read_bytes()
+    except OSError as error:
+        raise BadImage("unreadable", error.strerror or str(error)) from None
+    return global_view(decode(content, MAX_PIXELS), size)
+
+
+def _chunks(items: range, size: int) -> Iterator[range]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
