@@ -48,7 +48,7 @@ def run(params: Params, job: Job) -> None:
     rows = usable(index, "train")
     device = machine.device()
     student, note = load_student(WARMUP_STUDENT, device)
-    photographs = Photographs(rows, params.cam_boxes.size)
+    photographs = Photographs(rows, params.cam_boxes.input_size)
 
     def look(block: range) -> Arrays:
         parts = [
@@ -90,7 +90,7 @@ def locate(
         if not ranked:
             continue
         raised = F.interpolate(
-            torch.from_numpy(maps[image, ranked])[None], size=params.size, mode="bilinear"
+            torch.from_numpy(maps[image, ranked])[None], size=params.input_size, mode="bilinear"
         )[0].numpy()
         for rank, c in enumerate(ranked):
             region = region_box(scale_to_unit(raised[rank]), params.cam_threshold)

@@ -32,8 +32,8 @@ from stages.resume import Arrays, in_blocks
 def run(params: Params, job: Job) -> None:
     index, _ = read_table(INDEX)
     teacher = Teacher(TEACHER, machine.device())
-    teacher.check_size(params.global_clip.size, "global_clip.size")
-    photographs = Photographs(usable(index), params.global_clip.size)
+    teacher.check_size(params.global_clip.view_size, "global_clip.view_size")
+    photographs = Photographs(usable(index), params.global_clip.view_size)
 
     def embed(rows: range) -> Arrays:
         parts = [

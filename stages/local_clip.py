@@ -36,12 +36,12 @@ def run(params: Params, job: Job) -> None:
     boxes, _ = read_table(CAM_BOXES, digest)
     files = index.set_index("image_id")[["path", "sha256"]]
     teacher = Teacher(TEACHER, machine.device())
-    teacher.check_size(params.local_clip.size, "local_clip.size")
+    teacher.check_size(params.local_clip.view_size, "local_clip.view_size")
 
     def embed(rows: range) -> Arrays:
         return {
             "embedding": embed_views(
-                boxes.iloc[rows.start : rows.stop], files, teacher, params.local_clip.size
+                boxes.iloc[rows.start : rows.stop], files, teacher, params.local_clip.view_size
             )
         }
 

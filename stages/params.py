@@ -62,7 +62,7 @@ class Student(Section):
     checkpoint: str
     output_stride: Literal[16, 32]
     boost: Positive
-    size: Side
+    input_size: Side
 
     @model_validator(mode="after")
     def _weights_fit(self) -> Self:
@@ -89,7 +89,7 @@ class ClassText(Section):
 
 
 class GlobalClip(Section):
-    size: Side
+    view_size: Side
 
 
 class Labels(Section):
@@ -118,13 +118,13 @@ class CamBoxes(Section):
     selection: Literal["quantile", "fixed"]
     mean_views: Positive
     threshold: Share
-    size: Side
+    input_size: Side
     cam_threshold: Annotated[float, Field(ge=0, lt=1)]
     offset: Share
 
 
 class LocalClip(Section):
-    size: Side
+    view_size: Side
 
 
 class FuseLabels(Section):

@@ -45,7 +45,7 @@ def run(params: Params, job: Job) -> None:
     backbone, note = load_weights(STUDENT_INIT)
     note |= {
         "boost": params.student.boost,
-        "size": params.student.size,
+        "size": params.student.input_size,
         "classes": classes,
         "index": digest,
     }
@@ -58,7 +58,7 @@ def run(params: Params, job: Job) -> None:
         job,
         student,
         note,
-        Photographs(rows, params.student.size),
+        Photographs(rows, params.student.input_size),
         class_values(INITIAL_LABELS, table),
         list(rows["image_id"]),
         Recipe(params.warmup.epochs, params.optimiser, 0.0, (), POSITIVE),

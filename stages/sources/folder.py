@@ -49,7 +49,7 @@ def _image_files(folder: bytes, top: bytes, entered: set[bytes]) -> list[bytes]:
     for entry in os.scandir(folder):
         if entry.name.startswith(b"."):
             continue
-        inside = os.path.realpath(entry.path).startswith(top + b"/")
+        inside = (os.path.realpath(entry.path) + b"/").startswith(top + b"/")
         if entry.is_symlink() and not inside:
             where = os.fsdecode(entry.path).encode("utf-8", "backslashreplace").decode()
             raise UserError(

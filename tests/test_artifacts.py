@@ -1,0 +1,181 @@
+"""Artifacts: same content, same bytes; damage and strangers are refused; pandas and xarray open them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import artifacts
+from stages.artifacts import (
+    BIAS,
+    GLOBAL_CLIP,
+    INITIAL_LABELS,
+    class_table,
+    read_store,
+    read_table,
+    write_store,
+    write_table,
+)
+from stages.errors import UserError
+from tests.conftest import MINI_CLASSES, Project
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_labels(under: Path = Path()) -> Path:
+    ids = pd.DataFrame({"image_id": ["a", "b <i>"]})
+    table = class_table(ids, np.array([[0.1, 0.2], [0.3, 0.4]]), ["dog", "<b>"])
+    write_table(INITIAL_LABELS, table, {"index": "x", "zebra": 1, "ant": 2}, under)
+    return under / INITIAL_LABELS.path
+
+
+def write_embeddings(rows: int = 5, under: Path = Path()) -> Path:
+    values = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    values[0] = np.nan
+    names = {"image": [f"é{i}" for i in range(rows)]}
+    write_store(GLOBAL_CLIP, {"embedding": values}, {"index": "x"}, under, labels=names)
+    return under / GLOBAL_CLIP.path
+
+
+def content(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    return {f.relative_to(path).as_posix(): f.read_bytes() for f in files}
+
+
+def test_the_same_content_gives_the_same_bytes(here):
+    for write in (write_labels, lambda under: write_embeddings(5, under)):
+        assert content(write(here / "one")) == content(write(here / "two"))
+
+
+def test_what_is_written_is_read_back():
+    write_labels()
+    table, note = read_table(INITIAL_LABELS, "x")
+    assert table.to_dict("list") == {
+        "image_id": ["a", "b <i>"],
+        "dog": pytest.approx([0.1, 0.3]),
+        "<b>": pytest.approx([0.2, 0.4]),
+    }
+    assert note["classes"] == ["dog", "<b>"]
+    write_embeddings()
+    arrays, _ = read_store(GLOBAL_CLIP, "x")
+    assert np.isnan(arrays["embedding"][0]).all()
+    assert arrays["embedding"][4].tolist() == [12, 13, 14]
+
+
+@given(st.sampled_from([0, 1, 1023, 1024, 1025]))
+def test_a_store_of_any_length_is_read_back(rows):
+    write_embeddings(max(rows, 1)) if rows else write_store(
+        GLOBAL_CLIP, {"embedding": np.zeros((0, 3), np.float32)}, {"index": "x"}, Path()
+    )
+    assert len(read_store(GLOBAL_CLIP, "x")[0]["embedding"]) == rows
+
+
+def test_an_artifact_of_another_index_is_refused():
+    write_labels()
+    write_embeddings()
+    for read, what in ((read_table, INITIAL_LABELS), (read_store, GLOBAL_CLIP)):
+        with pytest.raises(UserError, match="made from another index"):
+            read(what, "y")
+
+
+def test_an_absent_artifact_says_how_to_make_it():
+    with pytest.raises(UserError, match="run `dvc repro data/bias.parquet` first"):
+        read_table(BIAS)
+    with pytest.raises(UserError, match=r"run `dvc repro data/global_clip.zarr` first"):
+        read_store(GLOBAL_CLIP)
+
+
+def test_another_schema_is_refused(here):
+    write_labels().rename(here / "data/bias.parquet")
+    with pytest.raises(UserError, match=r"is of schema ccd.labels/1, not ccd.bias/1"):
+        read_table(BIAS)
+
+
+def test_a_foreign_parquet_is_refused(here):
+    path = here / INITIAL_LABELS.path
+    path.parent.mkdir()
+    pd.DataFrame({"image_id": ["a"]}).to_parquet(path)
+    with pytest.raises(UserError, match="is of schema None"):
+        read_table(INITIAL_LABELS)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_damage_to_a_table_is_noticed(damage):
+    path = write_labels()
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[60] ^= 0xFF
+    path.write_bytes({"flip": bytes(data), "truncate": bytes(data[:-9]), "empty": b""}[damage])
+    with pytest.raises(UserError, match="is damaged"):
+        read_table(INITIAL_LABELS)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "metadata"])
+def test_damage_to_a_store_is_noticed(damage):
+    path = write_embeddings()
+    shard = next(f for f in (path / "embedding").rglob("*") if f.is_file() and f.name != "zarr.json")
+    data = bytearray(shard.read_bytes())
+    if damage == "flip":
+        data[10] ^= 0xFF
+        shard.write_bytes(data)
+    elif damage == "truncate":
+        shard.write_bytes(data[:-5])
+    elif damage == "delete":
+        shard.unlink()
+    else:
+        (path / "zarr.json").write_text("{}")
+    with pytest.raises(UserError, match="is of schema None" if damage == "metadata" else "is damaged"):
+        read_store(GLOBAL_CLIP)
+
+
+def test_an_unknown_column_is_not_written():
+    with pytest.raises(ValueError, match="no columns"):
+        write_table(BIAS, pd.DataFrame({"colour": ["red"]}), {}, Path())
+
+
+def test_every_table_opens_in_pandas_with_its_columns(finished: Project):
+    tables = [a for a in vars(artifacts).values() if isinstance(a, artifacts.Table)]
+    assert len(tables) == 10
+    for table in tables:
+        frame = pd.read_parquet(finished / str(table.path))
+        classes = MINI_CLASSES if table.per_class else ()
+        assert list(frame.columns) == [*table.columns, *classes]
+        assert len(frame)
+        assert (frame[list(classes)].dtypes == "float32").all()
+
+
+def test_every_store_opens_in_xarray_with_its_dimensions(finished: Project):
+    stores = [a for a in vars(artifacts).values() if isinstance(a, artifacts.Store)]
+    assert len(stores) == 4
+    for store in stores:
+        data = xarray.open_zarr(finished / str(store.path), consolidated=False)
+        for name, dimensions in store.arrays.items():
+            assert data[name].dims == dimensions
+            assert np.isfinite(data[name].to_numpy()).all()
+        assert data.attrs["schema"] == store.schema
+    index = pd.read_parquet(finished / "data/index.parquet")
+    data = xarray.open_zarr(finished / "data/global_clip.zarr", consolidated=False)
+    assert data["image"].to_numpy().tolist() == index["image_id"].tolist()
+    row = data["embedding"].sel(image=index["image_id"][3]).to_numpy()
+    assert np.linalg.norm(row) == pytest.approx(1, abs=1e-5)
+
+
+def test_no_artifact_says_when_or_where_it_was_made(finished: Project):
+    for name, data in finished.digests("data/**/*", "results/*").items():
+        if not name.startswith(("data/none", "data/report")):
+            assert str(finished.root).encode() not in data, name
+
+
+def test_no_output_is_more_than_a_few_files(finished: Project):
+    for store in (a for a in vars(artifacts).values() if isinstance(a, artifacts.Store)):
+        assert len(finished.digests(f"{store.path}/**/*")) < 20

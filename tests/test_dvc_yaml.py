@@ -1,0 +1,128 @@
+"""`dvc.yaml` says what the code does: DVC believes it, so every word of it is compared."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages import artifacts
+from tests.declarations import ROOT, import_closure, leaves, parameters_read
+
+STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+DEMO: dict[str, Any] = YAML(typ="safe").load(ROOT / "data/demo/dvc.yaml")["stages"]
+TRAINING = {"bias", "warmup", "cam_boxes", "local_clip", "fuse_labels", "train", "global_clip"}
+
+
+def paths(stage: str, *kinds: str) -> set[str]:
+    items = [item for kind in kinds for item in STAGES[stage].get(kind, [])]
+    return {next(iter(item)) if isinstance(item, dict) else item for item in items}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_code_a_stage_depends_on_is_what_it_imports(stage: str):
+    declared = {dep for dep in paths(stage, "deps") if dep.endswith(".py")}
+    assert declared == import_closure(ROOT / f"stages/{stage}.py")
+
+
+@pytest.mark.parametrize("stage", DEMO)
+def test_the_demos_code_is_what_it_imports(stage: str):
+    declared = {dep for dep in DEMO[stage]["deps"] if dep.endswith(".py")}
+    assert declared == import_closure(ROOT / f"data/demo/{stage}.py")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_parameters_of_a_stage_are_those_it_reads(stage: str):
+    declared = set().union(*(leaves(key) for key in STAGES[stage].get("params", [])))
+    assert declared == parameters_read(ROOT / f"stages/{stage}.py")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_artifacts_of_a_stage_are_those_it_names(stage: str):
+    """Every artifact the module imports is declared, as input or output, and no other is."""
+    tree = ast.parse((ROOT / f"stages/{stage}.py").read_text())
+    names = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "stages.artifacts"
+        for alias in node.names
+        if alias.name.isupper()
+    }
+    known = {name: getattr(getattr(artifacts, name), "path", getattr(artifacts, name)) for name in names}
+    named = {path.as_posix() for path in known.values()}
+    declared = {
+        path
+        for path in paths(stage, "deps", "outs", "metrics", "plots")
+        if path.startswith(("data/", "results/"))
+    }
+    for path in named:
+        assert any(
+            PurePosixPath(path).is_relative_to(d) or PurePosixPath(d).is_relative_to(path) for d in declared
+        ), f"{stage} names {path}, which dvc.yaml does not"
+    for path in declared:
+        assert any(
+            PurePosixPath(n).is_relative_to(path)
+            or PurePosixPath(path).is_relative_to(n)
+            or PurePosixPath(path).with_suffix("") == PurePosixPath(n).with_suffix("")
+            for n in named
+        ), f"dvc.yaml gives {stage} {path}, which it does not name"
+
+
+def reaches(start: set[str]) -> set[str]:
+    """The stages downstream of the paths in `start`."""
+    found: set[str] = set()
+    waiting = set(start)
+    while waiting:
+        path = waiting.pop()
+        for stage in STAGES:
+            reads = any(
+                path == dep or dep.startswith(f"{path}/") or path.startswith(f"{dep}/")
+                for dep in paths(stage, "deps")
+            )
+            if reads and stage not in found:
+                found.add(stage)
+                waiting |= paths(stage, "outs", "metrics", "plots")
+    return found
+
+
+def test_no_path_leads_from_ground_truth_to_training():
+    assert reaches({"${source.labels}"}) == {"ground_truth", "evaluate", "report"}
+    assert not reaches({"data/ground_truth.parquet"}) & TRAINING
+    # the oracle itself sees a path where there is one
+    assert reaches({"data/initial_labels.parquet"}) >= {"warmup", "train"}
+
+
+def test_no_training_stage_imports_what_reads_ground_truth():
+    for stage in TRAINING:
+        text = "".join((ROOT / file).read_text() for file in import_closure(ROOT / f"stages/{stage}.py"))
+        readers = text.count("read_table(GROUND_TRUTH")
+        assert readers == 0, stage
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_described_and_runs_its_own_module(stage: str):
+    assert STAGES[stage]["desc"]
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
+    assert (ROOT / f"stages/{stage}.py").read_text().startswith(f'"""Stage `{stage}`:')
+
+
+def test_no_parameter_has_a_name_that_dvc_leaves_out_of_its_run_cache():
+    """DVC drops keys named `size` and `nfiles`, at any depth, from the digest of a run.
+
+    A parameter of that name in a group would give back the outputs of another value.
+    """
+    assert not {key.rpartition(".")[2] for key in leaves()} & {"size", "nfiles"}
+
+
+def test_the_page_template_is_a_dependency_of_the_report():
+    assert "stages/report.html" in paths("report", "deps")
+
+
+def test_packages_hold_nothing_but_a_docstring():
+    for path in ROOT.glob("stages/**/__init__.py"):
+        body = ast.parse(path.read_text()).body
+        assert len(body) == 1, path
+        assert isinstance(body[0], ast.Expr), path

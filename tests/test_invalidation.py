@@ -1,0 +1,108 @@
+"""Exactly the invalidated stages rerun: every row of docs/invalidation.md, with a real `dvc repro`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import Project, edit_params
+from tests.declarations import ROOT
+
+LABELS = ["warmup", "cam_boxes", "local_clip", "fuse_labels", "train", "evaluate", "report"]
+
+
+def rows() -> list[tuple[str, set[str]]]:
+    table = (ROOT / "docs/invalidation.md").read_text()
+    found = []
+    for change, stages in re.findall(r"^\| (.+?) \| (.+?) \|$", table, flags=re.M):
+        if change != "change":
+            words = [w for s in stages.split() for w in (LABELS if s == "…labels" else [s])]
+            found.append((change, set(words) - {"nothing"}))
+    return found
+
+
+def rename_class(project: Project) -> None:
+    file = project / "classes.txt"
+    file.write_text(file.read_text().replace("moon", "crescent"))
+    truth = project / "truth.csv"
+    truth.write_text(truth.read_text().replace("moon", "crescent"))
+
+
+def flip_label(project: Project) -> None:
+    file = project / "truth.csv"
+    lines = file.read_text().splitlines()
+    last = lines[-1]
+    lines[-1] = last[:-1] + str(1 - int(last[-1]))
+    file.write_text("\n".join(lines) + "\n")
+
+
+def add_photo(project: Project) -> None:
+    shutil.copy(project / "photos/train/000.jpg", project / "photos/train/999.jpg")
+
+
+def reorder(project: Project) -> None:
+    path = project / "params.yaml"
+    content = YAML(typ="safe").load(path)
+    YAML().dump(dict(reversed(content.items())), path)
+
+
+def append(name: str, text: str) -> Callable[[Project], None]:
+    def change(project: Project) -> None:
+        with (project / name).open("a") as file:
+            file.write(text)
+
+    return change
+
+
+BY_HAND: dict[str, Callable[[Project], None]] = {
+    "a comment in `params.yaml`": append("params.yaml", "# nothing\n"),
+    "another order of the keys in `params.yaml`": reorder,
+    "a class name in the file of `source.classes`": rename_class,
+    "a label in the file of `source.labels`": flip_label,
+    "another photograph below `source.root`": add_photo,
+    "a comment in `stages/method/fusion.py`": append("stages/method/fusion.py", "# nothing\n"),
+    "a comment in `stages/charts.py`": append("stages/charts.py", "# nothing\n"),
+}
+CHANGED = ("params.yaml", "classes.txt", "truth.csv", "stages/method/fusion.py", "stages/charts.py")
+
+
+def apply(project: Project, change: str) -> None:
+    if change in BY_HAND:
+        BY_HAND[change](project)
+        return
+    key, _, value = change.strip("`").partition(": ")
+    edit_params(project / "params.yaml", {key: YAML(typ="safe", pure=True).load(value)})
+
+
+def test_the_table_has_many_rows_of_parameters():
+    assert sum(change.startswith("`") for change, _ in rows()) >= 20
+
+
+@pytest.fixture(scope="module")
+def shared(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    root = tmp_path_factory.mktemp("invalidation") / "project"
+    shutil.copytree(finished.root, root)
+    assert Project(root, finished.environment).repro() == []
+    return Project(root, finished.environment)
+
+
+@pytest.mark.parametrize(("change", "expected"), rows(), ids=[change for change, _ in rows()])
+def test_a_change_reruns_these_stages_and_changing_back_none(
+    shared: Project, change: str, expected: set[str]
+):
+    before = {name: (shared / name).read_bytes() for name in CHANGED}
+    results = shared.digests("results/*", "data/*.parquet")
+    try:
+        apply(shared, change)
+        assert set(shared.repro()) == expected
+    finally:
+        for name, content in before.items():
+            (shared / name).write_bytes(content)
+        (shared / "photos/train/999.jpg").unlink(missing_ok=True)
+        again = shared.repro()
+    assert again == []
+    assert shared.digests("results/*", "data/*.parquet") == results

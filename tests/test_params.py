@@ -1,0 +1,102 @@
+"""`params.yaml`: what is wrong is named with its place and the nearest valid key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.errors import UserError
+from stages.params import Params, load_params
+from tests.conftest import edit_params
+from tests.declarations import ROOT, leaves
+
+
+def written(tmp_path: Path, text: str | None = None, **changes) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text() if text is None else text)
+    edit_params(path, {k.replace("__", "."): v for k, v in changes.items()}) if changes else None
+    return path
+
+
+def problem(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_params(path)
+    return str(caught.value)
+
+
+def test_the_projects_own_file_is_valid_and_frozen():
+    params = load_params(ROOT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        params.seed = 1
+
+
+def test_every_key_has_a_comment_of_one_line():
+    section, explained = "", set()
+    for line in (ROOT / "params.yaml").read_text().splitlines():
+        name = line.strip().partition(":")[0]
+        if line.endswith(":") and not line.startswith(" "):
+            section = f"{name}."
+        elif "#" in line:
+            explained.add(section + name)
+    assert leaves() <= explained
+
+
+def test_a_misspelt_key_is_named_with_the_nearest_valid_one(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("  entropy_limit:", "  entropy_limt:")
+    message = problem(written(tmp_path, text))
+    assert "`bias.entropy_limt` is no parameter; did you mean `bias.entropy_limit`?" in message
+    assert "`bias.entropy_limit` is missing" in message
+
+
+def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("warmup:", "warmpu:")
+    assert "`warmpu` is no parameter; did you mean `warmup`?" in problem(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"train__epochs": "five"}, "`train.epochs` is 'five'"),
+        ({"train__epochs": -1}, "`train.epochs` is -1"),
+        ({"fuse_labels__alpha": 1.5}, "`fuse_labels.alpha` is 1.5"),
+        ({"fuse_labels__alpha": float("nan")}, "`fuse_labels.alpha` is nan"),
+        ({"optimiser__lr": float("inf")}, "`optimiser.lr` is inf"),
+        ({"bias__entropy_unit": "bits"}, "`bias.entropy_unit` is 'bits'"),
+        ({"labels__temperature": "learnt"}, "`labels.temperature` is 'learnt'"),
+        ({"class_text__templates": ["a photo"]}, "needs one {}"),
+        ({"teacher__checkpoint": "data/none"}, "`teacher`: give either"),
+        ({"student__arch": "resnet50"}, "`student`: `weights: teacher` wants"),
+        ({"train__jitter": [0.5]}, "`train.jitter`"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(tmp_path, change, expected):
+    message = problem(written(tmp_path, **change))
+    assert expected in message
+    assert "params.yaml: " in message
+
+
+def test_a_number_in_scientific_notation_is_a_number(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("lr: 6.0e-4", "lr: 6e-4")
+    assert load_params(written(tmp_path, text)).optimiser.lr == 6e-4
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "seed: [1\n", "seed: 1\nseed: 2\n"])
+def test_a_file_that_is_no_tree_of_keys_is_refused_in_words(tmp_path, text):
+    assert "params.yaml" in problem(written(tmp_path, text))
+
+
+def test_a_missing_file_says_where_to_stand(tmp_path):
+    assert "run from the project's root" in problem(tmp_path / "params.yaml")
+
+
+def test_the_tree_has_exactly_the_keys_of_the_file():
+    content = YAML(typ="safe").load(ROOT / "params.yaml")
+
+    def keys(tree, prefix=""):
+        for name, value in tree.items():
+            yield from keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+
+    assert set(keys(content)) == leaves()
+    assert list(content) == list(Params.model_fields)

@@ -1,0 +1,122 @@
+"""A `python` that starts at once: for tests that run many stages through a real `dvc repro`.
+
+A stage spends seconds on importing torch and open_clip before it works for milliseconds. Here one
+server process imports the libraries, none of the project's own modules, and for every request forks
+a child that runs `python -m …` as asked: with the caller's directory, environment and file
+descriptors. What runs is the real stage; only the imports are warm.
+
+    with serving(folder) as environment:   # PATH has a `python` that asks the server
+        subprocess.run(["dvc", "repro"], env=environment)
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LIBRARIES = (
+    "open_clip", "torchvision.transforms.v2", "sklearn.metrics", "pandas", "pyarrow.parquet", "zarr",
+    "scipy.special", "pydantic", "ruamel.yaml", "rich.progress", "safetensors.torch", "altair",
+    "vl_convert", "jinja2", "PIL.Image",
+)  # fmt: skip
+
+SHIM = """#!{python} -ISs
+import array, json, os, socket, sys
+link = socket.socket(socket.AF_UNIX)
+link.connect({address!r})
+request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+link.sendmsg([len(request).to_bytes(4, "big")],
+             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+link.sendall(request)
+code = link.recv(1)
+sys.exit(code[0] if code else 1)
+"""
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield an environment in which `python` is the warm one."""
+    address = str(folder / "python.socket")
+    shim = folder / "bin" / "python"
+    shim.parent.mkdir(parents=True)
+    shim.write_text(SHIM.format(python=sys.executable, address=address))
+    shim.chmod(0o755)
+    server = os.fork()
+    if server == 0:
+        os.setsid()
+        _serve(address)
+    try:
+        while not Path(address).exists():
+            time.sleep(0.05)
+        path = f"{shim.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        yield os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    finally:
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+
+
+def _serve(address: str) -> None:
+    """Answer requests one after the other, for ever. Runs in a process of its own."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # no thread pool may exist when the children fork
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
+    for library in LIBRARIES:
+        __import__(library)
+    import torch
+
+    torch.set_num_threads(1)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    while True:
+        link, _ = listener.accept()
+        child = os.fork()
+        if child == 0:
+            _answer(link)
+        status = os.waitpid(child, 0)[1]
+        try:
+            link.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+        except OSError:
+            pass
+        link.close()
+
+
+def _answer(link: socket.socket) -> None:
+    """Run one request in this forked child, and end it."""
+    size, ancillary, _, _ = link.recvmsg(4, socket.CMSG_LEN(12))
+    descriptors = array.array("i")
+    descriptors.frombytes(ancillary[0][2][:12])
+    request = b""
+    while len(request) < int.from_bytes(size, "big"):
+        request += link.recv(1 << 16)
+    arguments, directory, environment = json.loads(request)
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
+    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # not what pytest put in their places
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+    flag, module, *rest = arguments
+    assert flag == "-m"
+    sys.path.insert(0, directory)
+    sys.argv = [module, *rest]
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
