@@ -17,7 +17,7 @@ def global_view(image: Image.Image, size: int) -> Tensor:
 
 def view(image: Image.Image, box: Pixels, size: tuple[int, int]) -> Tensor:
     """The part of the image in `box` (x0, y0, x1, y1), at `size` (width, height): (3, h, w)."""
-    resized = image.resize(size, Image.Resampling.BILINEAR, box=box)
+    resized = image.crop(box).resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
