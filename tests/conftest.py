@@ -82,8 +82,12 @@ def _spread(model: Any) -> None:
     pixels = torch.from_numpy(np.stack([np.asarray(p) for p in photos])).permute(0, 3, 1, 2)
     images = model.encode_image((pixels / 255 - 0.5) / 0.25)
     model.visual.attnpool.c_proj.bias -= images.mean(dim=0)
-    texts = model.encode_text(SimpleTokenizer(context_length=20)([f"a photo of the {c}" for c in MINI_CLASSES]))
-    axes = torch.linalg.svd(images - images.mean(dim=0), full_matrices=False)[2][: len(MINI_CLASSES)]
+    texts = model.encode_text(
+        SimpleTokenizer(context_length=20)([f"a photo of the {c}" for c in MINI_CLASSES])
+    )
+    axes = torch.linalg.svd(images - images.mean(dim=0), full_matrices=False)[2][
+        : len(MINI_CLASSES)
+    ]
     # the words are laid on the axes along which the images differ most
     model.text_projection.copy_(model.text_projection @ torch.linalg.pinv(texts) @ axes)
 
@@ -112,7 +116,9 @@ class Project:
     def __truediv__(self, path: str) -> Path:
         return self.root / path
 
-    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, check: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command,
             cwd=self.root,
@@ -122,10 +128,14 @@ class Project:
             check=False,
         )
         if check and done.returncode:
-            pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+            pytest.fail(
+                f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+            )
         return done
 
-    def stage(self, name: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def stage(
+        self, name: str, check: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a stage without DVC."""
         return self.run("python", "-m", f"stages.{name}", check=check, **environment)
 
@@ -180,7 +190,9 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield isolated(environment, tmp_path_factory)
 
 
-def isolated(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def isolated(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """Nothing of the user's own DVC, and none of the machine's settings for the stages."""
     clean = {k: v for k, v in environment.items() if not k.startswith("CCD_")}
     site = str(tmp_path_factory.mktemp("dvc-site"))
@@ -198,7 +210,9 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(laid_out: Path, warm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Project:
+def finished(
+    laid_out: Path, warm: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Project:
     """A project after `dvc repro`. Not to be changed: take `project`."""
     root = tmp_path_factory.mktemp("finished") / "project"
     shutil.copytree(laid_out, root)

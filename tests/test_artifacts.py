@@ -123,7 +123,9 @@ def test_damage_to_a_table_is_noticed(damage):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "metadata"])
 def test_damage_to_a_store_is_noticed(damage):
     path = write_embeddings()
-    shard = next(f for f in (path / "embedding").rglob("*") if f.is_file() and f.name != "zarr.json")
+    shard = next(
+        f for f in (path / "embedding").rglob("*") if f.is_file() and f.name != "zarr.json"
+    )
     data = bytearray(shard.read_bytes())
     if damage == "flip":
         data[10] ^= 0xFF
@@ -134,7 +136,9 @@ def test_damage_to_a_store_is_noticed(damage):
         shard.unlink()
     else:
         (path / "zarr.json").write_text("{}")
-    with pytest.raises(UserError, match="is of schema None" if damage == "metadata" else "is damaged"):
+    with pytest.raises(
+        UserError, match="is of schema None" if damage == "metadata" else "is damaged"
+    ):
         read_store(GLOBAL_CLIP)
 
 

@@ -51,7 +51,9 @@ def test_the_artifacts_of_a_stage_are_those_it_names(stage: str):
         for alias in node.names
         if alias.name.isupper()
     }
-    known = {name: getattr(getattr(artifacts, name), "path", getattr(artifacts, name)) for name in names}
+    known = {
+        name: getattr(getattr(artifacts, name), "path", getattr(artifacts, name)) for name in names
+    }
     named = {path.as_posix() for path in known.values()}
     declared = {
         path
@@ -60,7 +62,8 @@ def test_the_artifacts_of_a_stage_are_those_it_names(stage: str):
     }
     for path in named:
         assert any(
-            PurePosixPath(path).is_relative_to(d) or PurePosixPath(d).is_relative_to(path) for d in declared
+            PurePosixPath(path).is_relative_to(d) or PurePosixPath(d).is_relative_to(path)
+            for d in declared
         ), f"{stage} names {path}, which dvc.yaml does not"
     for path in declared:
         assert any(
@@ -97,7 +100,9 @@ def test_no_path_leads_from_ground_truth_to_training():
 
 def test_no_training_stage_imports_what_reads_ground_truth():
     for stage in TRAINING:
-        text = "".join((ROOT / file).read_text() for file in import_closure(ROOT / f"stages/{stage}.py"))
+        text = "".join(
+            (ROOT / file).read_text() for file in import_closure(ROOT / f"stages/{stage}.py")
+        )
         readers = text.count("read_table(GROUND_TRUTH")
         assert readers == 0, stage
 

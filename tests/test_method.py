@@ -50,7 +50,9 @@ def probabilities(draw, least_images: int = 1):
     return (raw**4 / (raw**4).sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6), st.floats(0.01, 2), st.integers(0, 99))
+@given(
+    st.integers(1, 5), st.integers(1, 4), st.integers(1, 6), st.floats(0.01, 2), st.integers(0, 99)
+)
 def test_probabilities_are_the_softmax_of_cosines_over_the_temperature(n, c, d, tau, seed):
     rng = np.random.default_rng(seed)
     images, classes = rng.normal(size=(n, d)) + 0.1, rng.normal(size=(c, d)) + 0.1
@@ -115,7 +117,9 @@ def test_one_class_and_one_image_have_a_bias_and_labels():
 @given(probabilities(), st.floats(0, 0.5), st.integers(0, 9))
 def test_debiasing_raises_to_the_floor_before_it_divides(p, floor, seed):
     bias = np.random.default_rng(seed).uniform(0.05, 1, p.shape[1]).astype(np.float32)
-    expected = [[max(float(x), floor) / float(b) for x, b in zip(row, bias, strict=True)] for row in p]
+    expected = [
+        [max(float(x), floor) / float(b) for x, b in zip(row, bias, strict=True)] for row in p
+    ]
     assert debias(p, bias, floor) == pytest.approx(np.array(expected), rel=1e-5)
 
 
@@ -126,7 +130,10 @@ def test_a_normalised_entropy_limit_counts_in_uniform_guesses(limit, classes):
     assert entropy_limit_in_nats(limit, "nats", classes) == limit
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 5)), elements=unit), st.floats(0.1, 9))
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 5)), elements=unit),
+    st.floats(0.1, 9),
+)
 def test_the_threshold_gives_as_many_views_as_asked_but_for_ties(scores, mean):
     t = candidate_threshold(scores, mean)
     wanted = min(max(round(len(scores) * mean), 1), scores.size)
@@ -135,7 +142,10 @@ def test_the_threshold_gives_as_many_views_as_asked_but_for_ties(scores, mean):
     assert (scores > t).sum() < wanted
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 8), st.integers(1, 8)), elements=unit), st.floats(0, 0.99))
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 8), st.integers(1, 8)), elements=unit),
+    st.floats(0, 0.99),
+)
 def test_a_region_box_holds_exactly_the_extent_of_the_active_cells(activation, threshold):
     m = scale_to_unit(activation)
     x0, y0, x1, y1 = region_box(m, threshold)
@@ -166,7 +176,12 @@ def test_an_expanded_box_stays_in_the_image_and_holds_the_region(corners, offset
     y0, y1 = sorted(corners[2:])
     x1, y1 = max(x1, min(1, x0 + 0.01)), max(y1, min(1, y0 + 0.01))
     grown = expand_box((x0, y0, x1, y1), offset)
-    assert grown == (max(x0 - offset, 0), max(y0 - offset, 0), min(x1 + offset, 1), min(y1 + offset, 1))
+    assert grown == (
+        max(x0 - offset, 0),
+        max(y0 - offset, 0),
+        min(x1 + offset, 1),
+        min(y1 + offset, 1),
+    )
     left, top, right, bottom = box_in_pixels(grown, width, height)
     assert 0 <= left <= right <= width
     assert 0 <= top <= bottom <= height
@@ -192,7 +207,10 @@ def test_local_labels_are_the_greatest_probability_over_the_views(images, views,
 @given(st.integers(1, 6), st.integers(1, 4), st.floats(0, 1), st.integers(0, 99))
 def test_fusion_is_the_weighted_sum_and_keeps_the_initial_label_without_a_view(n, c, alpha, seed):
     rng = np.random.default_rng(seed)
-    initial, local = rng.random((n, c)).astype(np.float32), 2 * rng.random((n, c)).astype(np.float32)
+    initial, local = (
+        rng.random((n, c)).astype(np.float32),
+        2 * rng.random((n, c)).astype(np.float32),
+    )
     viewed = rng.random(n) < 0.5
     fused = fuse(initial, local, viewed, alpha)
     for i in range(n):  # Eq. 7

@@ -96,7 +96,9 @@ def test_the_tree_has_exactly_the_keys_of_the_file():
 
     def keys(tree, prefix=""):
         for name, value in tree.items():
-            yield from keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+            yield from (
+                keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+            )
 
     assert set(keys(content)) == leaves()
     assert list(content) == list(Params.model_fields)

@@ -23,7 +23,14 @@ def put(path: Path, content: bytes | None = None) -> None:
 
 
 def test_images_are_found_in_any_tree_sorted_and_split(tmp_path):
-    for name in ("b.PNG", "a/x.jpeg", "test/t.webp", "a/notes.txt", ".hidden/h.png", "testing/u.png"):
+    for name in (
+        "b.PNG",
+        "a/x.jpeg",
+        "test/t.webp",
+        "a/notes.txt",
+        ".hidden/h.png",
+        "testing/u.png",
+    ):
         put(tmp_path / name)
     found = photographs(str(tmp_path), "test")
     assert [(p.image_id, p.split) for p in found] == [
@@ -70,7 +77,11 @@ def test_no_folder_and_no_image_are_errors_that_name_the_parameter(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", "names no class"), ("dog\ncat\ndog\n", "'dog' twice"), ("image_id\n", "cannot be the name")],
+    [
+        ("", "names no class"),
+        ("dog\ncat\ndog\n", "'dog' twice"),
+        ("image_id\n", "cannot be the name"),
+    ],
 )
 def test_a_file_of_class_names_is_checked(tmp_path, text, expected):
     (tmp_path / "c.txt").write_text(text)
@@ -79,7 +90,9 @@ def test_a_file_of_class_names_is_checked(tmp_path, text, expected):
 
 
 def test_class_names_are_lines_without_blanks_comments_or_a_byte_order_mark(tmp_path):
-    (tmp_path / "c.txt").write_text("\ufeffdog\n\n# animals\n  wild boar  \n<b>&\n", encoding="utf-8")
+    (tmp_path / "c.txt").write_text(
+        "\ufeffdog\n\n# animals\n  wild boar  \n<b>&\n", encoding="utf-8"
+    )
     assert class_names(str(tmp_path / "c.txt")) == ["dog", "wild boar", "<b>&"]
 
 
@@ -128,7 +141,9 @@ def test_bad_images_are_rows_with_a_status_and_the_pipeline_goes_on(messy: Proje
     assert "index" in messy.repro()
     index = pd.read_parquet(messy / "data/index.parquet").set_index("image_id")
     statuses = index["status"].to_dict()
-    assert {k: statuses[k] for k in ("zero.jpg", "text.jpg", "cut.jpg", "huge.png", "bad%FF.png")} == {
+    assert {
+        k: statuses[k] for k in ("zero.jpg", "text.jpg", "cut.jpg", "huge.png", "bad%FF.png")
+    } == {
         "zero.jpg": "unreadable",
         "text.jpg": "unreadable",
         "cut.jpg": "truncated",
@@ -162,14 +177,24 @@ def test_too_many_bad_images_stop_the_run_and_the_first_are_named(messy: Project
     ("change", "expected"),
     [
         ({"source__root": "nowhere"}, "nowhere is not there"),
-        ({"teacher__model": "local-dir", "teacher__checkpoint": "photos"}, "holds no open_clip_config"),
-        ({"student__arch": "resnet18", "student__weights": "teacher"}, "wants `arch: teacher_tower`"),
+        (
+            {"teacher__model": "local-dir", "teacher__checkpoint": "photos"},
+            "holds no open_clip_config",
+        ),
+        (
+            {"student__arch": "resnet18", "student__weights": "teacher"},
+            "wants `arch: teacher_tower`",
+        ),
         ({"global_clip__view_size": 70}, "`global_clip.view_size` is 70; it must be a multiple"),
     ],
 )
-def test_a_wrong_parameter_is_one_line_from_the_stage_that_reads_it(project: Project, change, expected):
+def test_a_wrong_parameter_is_one_line_from_the_stage_that_reads_it(
+    project: Project, change, expected
+):
     project.set(**change)
-    stage = {"source__root": "index", "global_clip__view_size": "global_clip"}.get(next(iter(change)), "weights")
+    stage = {"source__root": "index", "global_clip__view_size": "global_clip"}.get(
+        next(iter(change)), "weights"
+    )
     done = project.stage(stage, check=False)
     assert done.returncode == 1
     assert expected in done.stderr
@@ -196,7 +221,9 @@ def test_without_ground_truth_there_are_diagnostics_and_a_report(project: Projec
 def test_one_image_and_one_class_go_through(project: Project, classes: int):
     shutil.rmtree(project / "photos")
     put(project / "photos/only.png")
-    (project / "classes.txt").write_text("\n".join(["star", "heart", "moon", "arrow"][:classes]) + "\n")
+    (project / "classes.txt").write_text(
+        "\n".join(["star", "heart", "moon", "arrow"][:classes]) + "\n"
+    )
     project.set(source__labels="data/none")
     project.repro()
     table = pd.read_parquet(project / "data/pseudo_labels.parquet")

@@ -1,0 +1,80 @@
+"""`ccd predict` runs the student alone; `ccd ladder` shows the evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from tests.conftest import MINI_CLASSES, Project
+
+
+def ccd(project: Project, *words: str, check: bool = True):
+    return project.run("python", "-m", "stages.cli", *words, check=check)
+
+
+def test_predictions_are_those_of_the_evaluation(finished: Project):
+    rows = json.loads(ccd(finished, "predict", "photos/test").stdout)
+    known = pd.read_parquet(finished / "data/predictions.parquet").set_index("image_id")
+    assert len(rows) == 8
+    for row in rows:
+        expected = known.loc[row["image"].removeprefix("photos/")]
+        assert row["probabilities"] == pytest.approx(expected.to_dict(), abs=2e-4)
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "parquet"])
+def test_every_format_can_be_written(project: Project, form: str):
+    ccd(project, "predict", "photos/test/000.jpg", "photos/test/001.jpg", "-o", f"out.{form}")
+    read = {"json": pd.read_json, "csv": pd.read_csv, "parquet": pd.read_parquet}[form]
+    table = read(project / f"out.{form}")
+    assert table["image"].tolist() == ["photos/test/000.jpg", "photos/test/001.jpg"]
+    if form != "json":
+        assert list(table.columns) == ["image", "status", "error", *MINI_CLASSES]
+
+
+def test_a_bad_image_is_named_and_the_others_are_predicted(project: Project):
+    (project / "bad.jpg").write_text("nothing")
+    done = ccd(project, "predict", "bad.jpg", "photos/test/000.jpg", check=False)
+    assert done.returncode == 1
+    rows = json.loads(done.stdout)
+    assert [row["status"] for row in rows] == ["unreadable", "ok"]
+    assert rows[0]["probabilities"] is None
+    assert "bad.jpg: unreadable (no known image format)" in done.stderr
+
+
+def test_the_student_needs_neither_the_teacher_nor_the_pipeline(project: Project, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(project / "data/classifier", alone / "model")
+    shutil.copy(project / "photos/test/000.jpg", alone / "a.jpg")
+    shutil.copytree(project / "stages", alone / "stages")
+    elsewhere = Project(alone, project.environment)
+    done = ccd(elsewhere, "predict", "a.jpg", "--student", "model/student.safetensors")
+    assert json.loads(done.stdout)[0]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["gone.jpg"], 1, "gone.jpg is not there"),
+        (["photos", "--student", "gone.safetensors"], 1, "gone.json is not there"),
+        (["photos", "-f", "parquet"], 2, "give --output"),
+        (["photos", "-o", "out.txt"], 2, "a name that ends in .json, .csv or .parquet"),
+        (["photos", "-o", "gone/out.csv"], 1, "gone/out.csv: No such file or directory"),
+    ],
+)
+def test_wrong_use_is_one_line(finished: Project, words: list[str], code: int, expected: str):
+    done = ccd(finished, "predict", *words, check=False)
+    assert done.returncode == code
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_ladder_shows_every_rung_and_the_report(finished: Project):
+    output = ccd(finished, "ladder").stdout
+    ladder = pd.read_csv(finished / "results/ladder.csv")
+    for rung in ladder.itertuples():
+        assert rung.what in output
+        assert f"{rung.mAP:.1f}" in output
+    assert "data/report/index.html" in output

@@ -1,0 +1,93 @@
+"""The report: one page that needs nothing from elsewhere, and says what the artifacts say."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from tests.conftest import Project
+
+NASTY = "<script>&\"'"
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def page(project: Project) -> Page:
+    return Page((project / "data/report/index.html").read_text())
+
+
+def test_nothing_on_the_page_comes_from_elsewhere(finished: Project):
+    shown = page(finished)
+    assert not [tag for tag, _ in shown.tags if tag in ("script", "link", "iframe", "object")]
+    for tag, attributes in shown.tags:
+        for name in ("src", "href", "xlink:href"):
+            if name in attributes:
+                assert str(attributes[name]).startswith(("data:", "#")), (tag, attributes[name])
+    text = (finished / "data/report/index.html").read_text()
+    assert not re.search(r"url\((?!#|data:)|@import", text)
+
+
+def test_every_chart_and_sample_is_there(finished: Project):
+    shown = page(finished)
+    sections = [attributes.get("id") for tag, attributes in shown.tags if tag == "section"]
+    assert sections == ["ladder", "per-class", "bias", "labels", "training", "samples"]
+    assert sum(tag == "svg" for tag, _ in shown.tags) == 7
+    assert {"Best", "Mixed", "Worst"} <= set(shown.words)
+
+
+def test_pictures_are_real_and_boxes_lie_on_them(finished: Project):
+    shown = page(finished)
+    pictures = [a["src"] for tag, a in shown.tags if tag == "img"]
+    assert len(pictures) >= 3
+    for picture in pictures:
+        data = base64.b64decode(str(picture).partition(",")[2])
+        assert max(Image.open(io.BytesIO(data)).size) <= 300
+    boxes = [a["style"] for tag, a in shown.tags if tag == "i"]
+    assert boxes
+    for style in boxes:
+        left, top, width, height = (float(x) for x in re.findall(r"([\d.]+)%", str(style)))
+        assert 0 <= left <= left + width <= 100.01
+        assert 0 <= top <= top + height <= 100.01
+
+
+def test_the_figures_are_those_of_the_metrics(finished: Project):
+    metrics = json.loads((finished / "results/metrics.json").read_text())
+    words = page(finished).words
+    assert f"{metrics['mAP']:.1f}" in words
+    assert f"{metrics['teacher_mAP']:.1f}" in words
+
+
+def test_names_with_markup_are_escaped(project: Project):
+    names = (project / "classes.txt").read_text().splitlines()
+    (project / "classes.txt").write_text("\n".join([NASTY, *names[1:]]) + "\n")
+    project.set(source__labels="data/none")
+    project.repro()
+    shown = page(project)
+    assert not [tag for tag, _ in shown.tags if tag == "script"]
+    assert any(NASTY in word for word in shown.words)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_short_training_is_shown_too(project: Project, epochs: int):
+    project.set(train__epochs=epochs, warmup__epochs=epochs)
+    project.repro()
+    sections = [a.get("id") for tag, a in page(project).tags if tag == "section"]
+    assert ("training" in sections) == bool(epochs)

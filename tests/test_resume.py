@@ -1,0 +1,273 @@
+"""A killed stage goes on where it was: real processes, real signals, the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.job import Job
+from stages.resume import in_blocks, write_durably
+from tests.conftest import Project
+
+OUTPUTS = {
+    "global_clip": ("data/global_clip.zarr/**/*",),
+    "cam_boxes": ("data/cam_boxes.parquet", "data/cam_maps.zarr/**/*"),
+    "local_clip": ("data/local_clip.zarr/**/*",),
+    "warmup": ("data/warmup/*",),
+    "train": ("data/classifier/*",),
+}
+EPOCHS = ("warmup", "train")
+# blocks of a few images and single-threaded work, so that a run has many places to be killed at
+SMALL = {"CCD_BLOCK": "1", "CCD_BATCH": "1", "OMP_NUM_THREADS": "1"}
+LONG = {"train__epochs": 8, "train__stop": "last_epoch", "warmup__epochs": 8}
+
+
+def start(project: Project, *command: str) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own."""
+    return subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=project.environment | SMALL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def work(project: Project, stage: str) -> dict[Path, int]:
+    """The finished pieces of work in the stage's scratch, and when they were written."""
+    scratch = project / f".ccd/{stage}"
+    files = [*scratch.glob("*/blocks-of-*/*.npz"), *scratch.glob("*/epochs/*.safetensors")]
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+def pieces_done(project: Project, stage: str) -> int:
+    """Finished blocks, or the number of the last finished epoch: of those the latest two are kept."""
+    files = work(project, stage)
+    return max((int(f.stem) for f in files), default=0) if stage in EPOCHS else len(files)
+
+
+def halt_at_work(project: Project, stage: str, pieces: int, process: subprocess.Popen[str]) -> None:
+    """Freeze the process group once at least so many pieces of work are done, but not all."""
+    deadline = time.monotonic() + 120
+    while pieces_done(project, stage) < pieces:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGSTOP)
+
+
+def end_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> str:
+    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGCONT)
+    return process.communicate(timeout=120)[0]
+
+
+@pytest.fixture
+def ready(cold_project: Project) -> Project:
+    """A project with many epochs to come, and nothing in its scratch."""
+    cold_project.set(**LONG)
+    shutil.rmtree(cold_project / ".ccd")
+    return cold_project
+
+
+@pytest.fixture(scope="module")
+def reference(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The undisturbed run with the same settings."""
+    root = tmp_path_factory.mktemp("reference") / "project"
+    shutil.copytree(finished.root, root)
+    project = Project(root, finished.environment | SMALL)
+    project.set(**LONG)
+    for stage in (
+        "global_clip",
+        "bias",
+        "warmup",
+        "cam_boxes",
+        "local_clip",
+        "fuse_labels",
+        "train",
+    ):
+        project.stage(stage)
+    return project
+
+
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_killed_at_random_moments_a_stage_ends_with_the_bytes_of_an_undisturbed_run(
+    reference: Project, tmp_path: Path, stage: str
+):
+    root = tmp_path / "project"
+    shutil.copytree(reference.root, root)
+    path = reference.environment["PATH"].partition(":")[2]  # an ordinary python
+    project = Project(root, reference.environment | {"PATH": path})
+    shutil.rmtree(project / f".ccd/{stage}")
+    draw = random.Random(stage)
+    kept: dict[Path, int] = {}
+    done = 0
+    for alone in (True, False, False):  # three kills: once the stage alone, twice with its DVC
+        command = (
+            ["python", "-m", f"stages.{stage}"] if alone else ["dvc", "repro", "-f", "-s", stage]
+        )
+        process = start(project, *command)
+        halt_at_work(project, stage, done + 1, process)
+        os.killpg(process.pid, signal.SIGCONT)
+        time.sleep(draw.uniform(0, 0.03))
+        output = end_group(process)
+        assert process.returncode == -signal.SIGKILL
+        assert alone or not kept or "resuming" in output
+        now, done = work(project, stage), pieces_done(project, stage)
+        if stage in EPOCHS:  # of the epochs the latest two are kept
+            kept = {file: when for file, when in kept.items() if file in now}
+        assert kept.items() <= now.items(), "a finished piece was touched"
+        kept = now
+    last = project.run("dvc", "repro", "-f", "-s", stage, **SMALL)
+    assert "resuming" in last.stderr + last.stdout
+    after = work(project, stage)
+    assert {f: t for f, t in kept.items() if f in after}.items() <= after.items()
+    if stage not in EPOCHS:
+        assert kept.keys() <= after.keys()
+    assert project.digests(*OUTPUTS[stage]) == reference.digests(*OUTPUTS[stage])
+    assert "up to date" in project.run("dvc", "status", stage).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_block_and_says_how_to_go_on(ready: Project, number: int):
+    process = start(ready, "python", "-m", "stages.global_clip")
+    halt_at_work(ready, "global_clip", 1, process)
+    before = (ready / "data/global_clip.zarr/zarr.json").read_bytes()
+    output = end_group(process, number)
+    assert process.returncode == 128 + number
+    assert "blocks are done and kept. `dvc repro` goes on from there." in output
+    assert "Traceback" not in output
+    assert (ready / "data/global_clip.zarr/zarr.json").read_bytes() == before
+    assert "resuming" in ready.stage("global_clip", **SMALL).stderr
+
+
+def test_a_signal_to_training_finishes_the_epoch(ready: Project):
+    process = start(ready, "python", "-m", "stages.train")
+    halt_at_work(ready, "train", 1, process)
+    output = end_group(process, signal.SIGINT)
+    assert process.returncode == 130
+    assert "of 8 epochs are done and kept" in output
+
+
+def test_a_second_run_is_refused_with_the_name_of_the_holder(ready: Project):
+    process = start(ready, "python", "-m", "stages.train")
+    halt_at_work(ready, "train", 1, process)
+    second = ready.stage("train", check=False)
+    end_group(process)
+    assert second.returncode == 1
+    assert f"already running here: process {process.pid} on " in second.stderr
+
+
+def test_an_orphan_of_a_killed_dvc_is_named_and_its_work_is_used(ready: Project):
+    process = start(ready, "dvc", "repro", "-f", "-s", "train")
+    halt_at_work(ready, "train", 1, process)
+    os.kill(process.pid, signal.SIGKILL)  # DVC alone; its stage lives on
+    process.wait()
+    second = ready.run("dvc", "repro", "-f", "-s", "train", check=False, **SMALL)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert second.returncode
+    assert "already running here" in second.stderr + second.stdout
+    third = ready.run("dvc", "repro", "-f", "-s", "train", **SMALL)
+    assert "resuming after epoch" in third.stderr + third.stdout
+
+
+@pytest.mark.parametrize("edit", ["parameter", "input", "code"])
+def test_what_was_edited_meanwhile_publishes_nothing(ready: Project, edit: str):
+    before = ready.digests("data/classifier/*")
+    process = start(ready, "dvc", "repro", "-f", "-s", "train")
+    halt_at_work(ready, "train", 1, process)
+    files = {
+        "parameter": ready / "params.yaml",
+        "input": ready / "data/warmup/history.csv",
+        "code": ready / "stages/training.py",
+    }
+    content = files[edit].read_bytes()
+    if edit == "parameter":
+        ready.set(train__consistency=0.5)
+    else:
+        files[edit].write_bytes(content + b"\n")
+    output = end_group(process, signal.SIGCONT)
+    assert process.returncode
+    assert "changed while the stage was running; nothing was published" in output
+    assert ready.digests("data/classifier/*") in ({}, before)
+    files[edit].write_bytes(content)
+    again = ready.run("dvc", "repro", "-f", "-s", "train", **SMALL)
+    assert "resuming after epoch 8 of 8" in again.stderr + again.stdout
+
+
+def test_another_parameter_starts_afresh_and_drops_the_old_scratch(ready: Project):
+    process = start(ready, "python", "-m", "stages.train")
+    halt_at_work(ready, "train", 1, process)
+    end_group(process)
+    old = set(work(ready, "train"))
+    ready.set(train__consistency=0.5)
+    assert "resuming" not in ready.stage("train", **SMALL).stderr
+    assert not any(file.exists() for file in old)
+
+
+def test_a_damaged_block_is_computed_again(ready: Project):
+    ready.stage("global_clip", **SMALL)
+    expected = ready.digests(*OUTPUTS["global_clip"])
+    block = sorted(work(ready, "global_clip"))[1]
+    block.write_bytes(block.read_bytes()[:-30])
+    assert "is damaged; computing it again" in ready.stage("global_clip", **SMALL).stderr
+    assert ready.digests(*OUTPUTS["global_clip"]) == expected
+
+
+def test_a_damaged_epoch_costs_that_epoch_alone(ready: Project):
+    ready.stage("train", **SMALL)
+    expected = ready.digests(*OUTPUTS["train"])
+    newest = sorted(work(ready, "train"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-30])
+    output = ready.stage("train", **SMALL).stderr
+    assert "going back one epoch" in output
+    assert "resuming after epoch 7 of 8" in output
+    assert ready.digests(*OUTPUTS["train"]) == expected
+
+
+def test_a_full_disk_publishes_nothing_and_keeps_the_work(ready: Project):
+    """A limit on the size of files stands for the disk: writing fails with an OSError all the same."""
+    before = ready.digests("data/local_clip.zarr/**/*")
+    limited = "ulimit -f 8; exec python -m stages.warmup"
+    done = ready.run("bash", "-c", f"trap '' XFSZ; {limited}", check=False, **SMALL)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "nothing was published" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((ready / "data").rglob("*.partial"))
+    assert ready.digests("data/local_clip.zarr/**/*") == before
+    ready.stage("warmup", **SMALL)
+
+
+def test_blocks_are_assembled_in_order_whatever_their_size(tmp_path, monkeypatch):
+    import numpy as np
+
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def compute(rows: range):
+        calls.append(rows)
+        return {"x": np.arange(rows.start, rows.stop)}
+
+    for size in (1, 3, 7, 100):
+        job = Job("demo", f"f{size}")
+        assert in_blocks(job, 7, size, "rows", compute)["x"].tolist() == list(range(7))
+        before = len(calls)
+        in_blocks(job, 7, size, "rows", compute)
+        assert len(calls) == before
+
+
+def test_a_durable_file_is_whole_or_absent(tmp_path):
+    write_durably(tmp_path / "a" / "b", b"one")
+    write_durably(tmp_path / "a" / "b", b"two")
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["b"]
+    assert (tmp_path / "a" / "b").read_bytes() == b"two"
