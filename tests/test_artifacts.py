@@ -1,4 +1,4 @@
-"""Artifacts: same content, same bytes; damage and strangers are refused; pandas and xarray open them."""
+"""Same content, same bytes; damage and strangers are refused; pandas and xarray open the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exactly the invalidated stages rerun: every row of docs/invalidation.md, with a real `dvc repro`."""
+"""Exactly the invalidated stages rerun: each row of docs/invalidation.md, by a real `dvc repro`."""
 
 from __future__ import annotations
 

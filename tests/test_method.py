@@ -1,4 +1,4 @@
-"""The method's functions equal slow, literal versions of the paper's formulas, and hold at the edges."""
+"""The method's functions equal slow, literal versions of the formulas, and hold at the edges."""
 
 from __future__ import annotations
 

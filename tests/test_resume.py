@@ -1,4 +1,4 @@
-"""A killed stage goes on where it was: real processes, real signals, the bytes of an undisturbed run."""
+"""A killed stage goes on: real processes, real signals, the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def work(project: Project, stage: str) -> dict[Path, int]:
 
 
 def pieces_done(project: Project, stage: str) -> int:
-    """Finished blocks, or the number of the last finished epoch: of those the latest two are kept."""
+    """Finished blocks, or the number of the last finished epoch; only two of those are kept."""
     files = work(project, stage)
     return max((int(f.stem) for f in files), default=0) if stage in EPOCHS else len(files)
 
@@ -235,7 +235,7 @@ def test_a_damaged_epoch_costs_that_epoch_alone(ready: Project):
 
 
 def test_a_full_disk_publishes_nothing_and_keeps_the_work(ready: Project):
-    """A limit on the size of files stands for the disk: writing fails with an OSError all the same."""
+    """A limit on the size of files stands for the disk: writing fails with an OSError too."""
     before = ready.digests("data/local_clip.zarr/**/*")
     limited = "ulimit -f 8; exec python -m stages.warmup"
     done = ready.run("bash", "-c", f"trap '' XFSZ; {limited}", check=False, **SMALL)

@@ -21,13 +21,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LIBRARIES = (
-    "open_clip", "torchvision.transforms.v2", "sklearn.metrics", "pandas", "pyarrow.parquet", "zarr",
-    "scipy.special", "pydantic", "ruamel.yaml", "rich.progress", "safetensors.torch", "altair",
-    "vl_convert", "jinja2", "PIL.Image",
+    "open_clip", "torchvision.transforms.v2", "sklearn.metrics", "pandas", "pyarrow.parquet",
+    "zarr", "scipy.special", "pydantic", "ruamel.yaml", "rich.progress", "safetensors.torch", 
+    "altair", "vl_convert", "jinja2", "PIL.Image",
 )  # fmt: skip
 
 SHIM = """#!{python} -ISs
@@ -83,10 +83,8 @@ def _serve(address: str) -> None:
         if child == 0:
             _answer(link)
         status = os.waitpid(child, 0)[1]
-        try:
+        with suppress(OSError):
             link.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
-        except OSError:
-            pass
         link.close()
 
 
@@ -101,7 +99,7 @@ def _answer(link: socket.socket) -> None:
     arguments, directory, environment = json.loads(request)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # not what pytest put in their places
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # not what pytest put there
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
