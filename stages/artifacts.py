@@ -100,6 +100,11 @@ def index_digest(index: pd.DataFrame) -> str:
     return hashlib.sha256(rows.encode()).hexdigest()
 
 
+def file_digest(table: Table) -> str:
+    """Digest of a table's file, for what goes with it row by row."""
+    return hashlib.sha256(table.path.read_bytes()).hexdigest()
+
+
 def usable(index: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     """The rows of the images that could be read, of one split or of all, in the index's order."""
     wanted = index["status"] == "ok"

@@ -47,7 +47,7 @@ def run(params: Params, job: Job) -> None:
     digest = index_digest(index)
     rows = usable(index, "train")
     device = machine.device()
-    student, note = load_student(WARMUP_STUDENT, device)
+    student, note = load_student(WARMUP_STUDENT, device, digest)
     photographs = Photographs(rows, params.cam_boxes.input_size)
 
     def look(block: range) -> Arrays:

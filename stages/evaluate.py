@@ -59,8 +59,8 @@ from stages.progress import meter, say
 
 # the rungs of the ladder: key, split, what is judged
 RUNGS = (
-    ("initial", "train", "initial labels: CLIP on the whole image, debiased"),
-    ("local", "train", "local labels: CLIP on the local views, debiased"),
+    ("initial", "train", "initial labels: CLIP on the whole image"),
+    ("local", "train", "local labels: CLIP on the local views"),
     ("pseudo", "train", "pseudo-labels: both fused"),
     ("teacher", "test", "the teacher itself as the classifier"),
     ("warmup", "test", "the student after the warm-up"),
@@ -79,8 +79,8 @@ def run(params: Params, job: Job) -> None:
         "local": read_table(LOCAL_LABELS, digest)[0],
         "pseudo": read_table(PSEUDO_LABELS, digest)[0],
         "teacher": teacher,
-        "warmup": predict(rows, WARMUP_STUDENT, classes, "evaluate the warm-up"),
-        "student": predict(rows, STUDENT, classes, "evaluate the student"),
+        "warmup": predict(rows, digest, WARMUP_STUDENT, classes, "evaluate the warm-up"),
+        "student": predict(rows, digest, STUDENT, classes, "evaluate the student"),
     }
     truth, _ = read_table(GROUND_TRUTH, digest)
     if class_columns(GROUND_TRUTH, truth) != classes:
@@ -105,10 +105,12 @@ def run(params: Params, job: Job) -> None:
         say("evaluate: no ground truth for the test split; results/metrics.json has diagnostics")
 
 
-def predict(rows: pd.DataFrame, weights: Path, classes: list[str], title: str) -> pd.DataFrame:
+def predict(
+    rows: pd.DataFrame, digest: str, weights: Path, classes: list[str], title: str
+) -> pd.DataFrame:
     """The student's probabilities of every image in `rows`, as a label table."""
     device = machine.device()
-    student, note = load_student(weights, device)
+    student, note = load_student(weights, device, digest)
     if note["classes"] != classes:
         raise UserError(f"{weights} has other classes than the labels: run `dvc repro`")
     photographs = Photographs(rows, note["size"])

@@ -25,6 +25,7 @@ from stages.artifacts import (
     class_columns,
     class_table,
     class_values,
+    file_digest,
     index_digest,
     read_store,
     read_table,
@@ -46,6 +47,8 @@ def run(params: Params, job: Job) -> None:
     bias, _ = read_table(BIAS, digest)
     views, of_views = read_store(LOCAL_CLIP, digest)
     texts, of_texts = read_store(CLASS_TEXT)
+    if of_views["boxes"] != file_digest(CAM_BOXES):
+        raise UserError(f"{LOCAL_CLIP.path} was made from other boxes: run `dvc repro`")
     classes = class_columns(INITIAL_LABELS, initial)
     if of_texts["classes"] != classes or of_texts["teacher"] != of_views["teacher"]:
         raise UserError("the labels, views and class names do not belong together: run `dvc repro`")

@@ -70,7 +70,10 @@ class Job:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM wait for `stop_if_asked`; a second one ends the run at once."""
+        """Meanwhile SIGINT and SIGTERM wait for `stop_if_asked`; a second one ends the run at once.
+
+        For work that keeps what it finishes; elsewhere a signal ends the run as usual.
+        """
 
         def ask(number: int, frame: FrameType | None) -> None:
             if self._signal is not None:
@@ -97,7 +100,7 @@ def main(stage: str, run: Callable[[Params, Job], None]) -> NoReturn:
         say(str(stop))
         sys.exit(128 + stop.signal_number)
     except KeyboardInterrupt:
-        say(f"{stage}: stopped at once; what was finished before is kept")
+        say(f"{stage}: stopped; nothing was published, finished blocks and epochs are kept")
         sys.exit(128 + signal.SIGINT)
     sys.exit(0)
 
@@ -115,8 +118,7 @@ def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
         shutil.rmtree(job.staging, ignore_errors=True)
         job.staging.mkdir(parents=True)
         try:
-            with job.signals():
-                run(params, job)
+            run(params, job)
         except OSError as error:
             raise UserError(_of_the_disk(error)) from error
         if (

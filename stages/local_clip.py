@@ -18,6 +18,7 @@ from stages.artifacts import (
     INDEX,
     LOCAL_CLIP,
     TEACHER,
+    file_digest,
     index_digest,
     read_table,
     write_store,
@@ -49,7 +50,12 @@ def run(params: Params, job: Job) -> None:
     embedding = np.zeros((0, dim), np.float32)
     if len(boxes):
         embedding = in_blocks(job, len(boxes), machine.block(), "views", embed)["embedding"]
-    provenance = {"index": digest, "teacher": teacher.digest, "units": "unit vectors"}
+    provenance = {
+        "index": digest,
+        "boxes": file_digest(CAM_BOXES),
+        "teacher": teacher.digest,
+        "units": "unit vectors",
+    }
     write_store(LOCAL_CLIP, {"embedding": embedding}, provenance, job.staging)
 
 

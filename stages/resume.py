@@ -52,7 +52,7 @@ def in_blocks(
     if any(done):
         say(f"{job.stage}: resuming, {sum(done)} of {len(blocks)} blocks were done before")
     finished = sum(len(block) for block, there in zip(blocks, done, strict=True) if there)
-    with meter(job.stage, unit, count, finished) as progress:
+    with job.signals(), meter(job.stage, unit, count, finished) as progress:
         for block, file in zip(blocks, files, strict=True):
             if not file.exists():
                 _save(file, compute(block))

@@ -40,8 +40,8 @@ def run(params: Params, job: Job) -> None:
     digest = index_digest(index)
     rows = usable(index, "train")
     table, _ = read_table(PSEUDO_LABELS, digest)
-    weights, note = load_weights(WARMUP_STUDENT)
-    moments, _ = load_weights(WARMUP_OPTIMISER)
+    weights, note = load_weights(WARMUP_STUDENT, digest)
+    moments, _ = load_weights(WARMUP_OPTIMISER, digest)
     student = build_student(note, len(note["classes"]))
     student.load_state_dict(weights)
 

@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -82,55 +82,80 @@ def train_epochs(
     targets = torch.from_numpy(labels.copy())
     if len(history) < recipe.epochs:
         photographs.keep_decoded()
-    for epoch in range(len(history), recipe.epochs):
-        torch.manual_seed(_epoch_seed(seed, job.stage, epoch))
-        order = torch.randperm(len(photographs)).tolist()
-        student.train()
-        predicted, losses = torch.empty(len(photographs), labels.shape[1]), np.zeros(2)
-        loader = batches(photographs, order, recipe.optimiser.batch)
-        with meter(
-            f"{job.stage} epoch {epoch + 1}/{recipe.epochs}", "images", len(order)
-        ) as progress:
-            for number, images in enumerate(loader):
-                rows = order[number * recipe.optimiser.batch :][: len(images)]
-                logits = _forward(student, weak(images), note, device)
-                loss = label_loss(logits, targets[rows].to(device))
-                losses[0] += float(loss.detach()) * len(rows)
-                if recipe.consistency > 0:
-                    strong_logits = _forward(student, strong(images, recipe.jitter), note, device)
-                    agreement = consistency_loss(logits, strong_logits)
-                    losses[1] += float(agreement.detach()) * len(rows)
-                    loss = loss + recipe.consistency * agreement
-                if not torch.isfinite(loss):
-                    some = ", ".join(ids[row] for row in rows[:5])
-                    raise UserError(
-                        f"the loss is {float(loss)} in epoch {epoch + 1}, at {some}, …: lower "
-                        "optimiser.lr in params.yaml; the epochs before are kept"
-                    )
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                optimiser.step()
-                predicted[rows] = logits.detach().float().cpu()
-                progress.advance(len(rows))
-        quality = 100 * mean_average_precision(labels >= recipe.positive, predicted.numpy())
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "label_loss": losses[0] / len(order),
-                "consistency_loss": losses[1] / len(order),
-                "train_mAP": quality,
+    with job.signals():
+        for epoch in range(len(history), recipe.epochs):
+            torch.manual_seed(_epoch_seed(seed, job.stage, epoch))
+            title = f"{job.stage} epoch {epoch + 1}/{recipe.epochs}"
+            losses, predicted = _one_epoch(
+                student, optimiser, note, photographs, targets, ids, recipe, device, title
+            )
+            quality = 100 * mean_average_precision(labels >= recipe.positive, predicted)
+            say(
+                f"{job.stage}: epoch {epoch + 1}, label loss {losses[0]:.4f}, consistency loss "
+                f"{losses[1]:.4f}, mAP against the labels {quality:.2f}"
+            )
+            history.append(
+                {
+                    "epoch": epoch + 1,
+                    "label_loss": losses[0],
+                    "consistency_loss": losses[1],
+                    "train_mAP": quality,
+                }
+            )
+            weights = {
+                name: value.detach().cpu().clone() for name, value in student.state_dict().items()
             }
-        )
-        latest = history[-1]
-        say(
-            f"{job.stage}: epoch {epoch + 1}, label loss {latest['label_loss']:.4f}, "
-            f"consistency loss {latest['consistency_loss']:.4f}, "
-            f"mAP against the labels {quality:.2f}"
-        )
-        state = State(_cpu(student.state_dict()), read_moments(optimiser, student), list(history))
-        _keep(job, state)
-        job.stop_if_asked(f"{epoch + 1} of {recipe.epochs} epochs are done and kept")
-        yield state
+            state = State(weights, read_moments(optimiser, student), list(history))
+            _keep(job, state)
+            job.stop_if_asked(f"{epoch + 1} of {recipe.epochs} epochs are done and kept")
+            yield state
+
+
+def _one_epoch(
+    student: Student,
+    optimiser: torch.optim.Adam,
+    note: Note,
+    photographs: Photographs,
+    targets: Tensor,
+    ids: list[str],
+    recipe: Recipe,
+    device: str,
+    title: str,
+) -> tuple[tuple[float, float], Floats]:
+    """One pass over the photographs in random order.
+
+    Returns the mean label and consistency losses, and the logits (images, classes) that the weak
+    views had when it was their turn.
+    """
+    order = torch.randperm(len(photographs)).tolist()
+    predicted = torch.empty(targets.shape)
+    label_total = consistency_total = 0.0
+    done = 0
+    student.train()
+    with meter(title, "images", len(order)) as progress:
+        for images in batches(photographs, order, recipe.optimiser.batch):
+            rows = order[done : done + len(images)]
+            logits = _forward(student, weak(images), note, device)
+            loss = label_loss(logits, targets[rows].to(device))
+            label_total += float(loss.detach()) * len(rows)
+            if recipe.consistency > 0:
+                strong_logits = _forward(student, strong(images, recipe.jitter), note, device)
+                agreement = consistency_loss(logits, strong_logits)
+                consistency_total += float(agreement.detach()) * len(rows)
+                loss = loss + recipe.consistency * agreement  # Eq. 8
+            if not torch.isfinite(loss):
+                some = ", ".join(ids[row] for row in rows[:5])
+                raise UserError(
+                    f"the loss is {float(loss.detach())} at {some}, …: lower optimiser.lr in "
+                    "params.yaml; the epochs before are kept"
+                )
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimiser.step()
+            predicted[rows] = logits.detach().float().cpu()
+            done += len(rows)
+            progress.advance(len(rows))
+    return (label_total / done, consistency_total / done), predicted.numpy()
 
 
 def build_optimiser(student: Student, params: Optimiser) -> torch.optim.Adam:
@@ -159,11 +184,8 @@ def restore_moments(
     for name, parameter in student.named_parameters():
         for kind in ("step", "exp_avg", "exp_avg_sq"):
             if (key := f"{kind}.{name}") in moments:
-                value = moments[key]
-                if kind != "step":
-                    value = value.to(parameter.device).clone(memory_format=torch.preserve_format)
-                    value = torch.empty_like(parameter).copy_(value)
-                optimiser.state[parameter][kind] = value.clone()
+                like = moments[key] if kind == "step" else parameter.detach()
+                optimiser.state[parameter][kind] = torch.empty_like(like).copy_(moments[key])
 
 
 def state_of_epoch(job: Job, epoch: int) -> State:
@@ -177,10 +199,6 @@ def state_of_epoch(job: Job, epoch: int) -> State:
 def _forward(student: Student, images: Tensor, note: Note, device: str) -> Tensor:
     inputs = normalise(images.to(device), tuple(note["mean"]), tuple(note["std"]))
     return logits_of(student(inputs))
-
-
-def _cpu(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
 
 def _epoch_seed(seed: int, stage: str, epoch: int) -> int:

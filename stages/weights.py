@@ -38,11 +38,8 @@ def run(params: Params, job: Job) -> None:
         params.teacher.model, params.teacher.pretrained, params.teacher.checkpoint
     )
     folder = job.staging / TEACHER
-    origin = (
-        params.teacher.checkpoint
-        if params.teacher.checkpoint != NONE
-        else params.teacher.pretrained
-    )
+    checkpoint = params.teacher.checkpoint
+    origin = Path(checkpoint).name if checkpoint != NONE else params.teacher.pretrained
     save_weights(
         folder / WEIGHTS, model.state_dict(), {"model": params.teacher.model, "origin": origin}
     )

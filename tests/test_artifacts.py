@@ -147,6 +147,23 @@ def test_an_unknown_column_is_not_written():
         write_table(BIAS, pd.DataFrame({"colour": ["red"]}), {}, Path())
 
 
+def test_local_views_of_other_boxes_are_refused(project: Project):
+    project.stage("cam_boxes")
+    project.set(cam_boxes__mean_views=1.0)
+    project.stage("cam_boxes")
+    done = project.stage("fuse_labels", check=False)
+    assert done.returncode == 1
+    assert "data/local_clip.zarr was made from other boxes" in done.stderr
+
+
+def test_a_student_of_another_index_is_refused(project: Project):
+    (project / "photos/train/000.jpg").unlink()
+    project.stage("index")
+    done = project.stage("cam_boxes", check=False)
+    assert done.returncode == 1
+    assert "data/warmup/student.safetensors was made from another index" in done.stderr
+
+
 def test_every_table_opens_in_pandas_with_its_columns(finished: Project):
     tables = [a for a in vars(artifacts).values() if isinstance(a, artifacts.Table)]
     assert len(tables) == 10

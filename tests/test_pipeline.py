@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from itertools import pairwise
@@ -95,6 +96,15 @@ def test_labels_follow_from_the_artifacts_before_them(finished: Project):
     expected = (0.4 * initial + 0.6 * debiased.reindex(initial.index)).clip(upper=1)
     expected = expected.fillna(initial)
     assert np.allclose(pseudo, expected, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_the_images_named(project: Project):
+    project.set(optimiser__lr=1e30)
+    done = project.stage("warmup", check=False)
+    assert done.returncode == 1
+    assert re.search(r"the loss is (nan|inf) at train/\d+.jpg", done.stderr)
+    assert "lower optimiser.lr in params.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_branches_can_be_compared(project: Project):

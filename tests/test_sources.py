@@ -53,10 +53,11 @@ def test_a_name_that_is_not_utf8_or_holds_a_newline_is_marked(tmp_path):
     }
 
 
-def test_a_link_that_leaves_the_root_is_refused_and_a_loop_ends(tmp_path):
+def test_a_link_that_leaves_the_root_is_refused_and_another_is_passed_over(tmp_path):
     put(tmp_path / "root/a.png")
     put(tmp_path / "elsewhere/b.png")
     (tmp_path / "root/again").symlink_to(tmp_path / "root")
+    (tmp_path / "root/0.png").symlink_to(tmp_path / "root/a.png")
     assert [p.image_id for p in photographs(str(tmp_path / "root"), "test")] == ["a.png"]
     (tmp_path / "root/out").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="leaves source.root"):
@@ -229,6 +230,16 @@ def test_one_image_and_one_class_go_through(project: Project, classes: int):
     table = pd.read_parquet(project / "data/pseudo_labels.parquet")
     assert table.shape == (1, 1 + classes)
     assert np.isfinite(table.iloc[:, 1:].to_numpy()).all()
+
+
+def test_images_without_any_local_view_keep_their_initial_labels(project: Project):
+    project.set(cam_boxes__selection="fixed", cam_boxes__threshold=1.0)
+    project.repro()
+    assert len(pd.read_parquet(project / "data/cam_boxes.parquet")) == 0
+    pseudo, initial = (
+        pd.read_parquet(project / f"data/{name}_labels.parquet") for name in ("pseudo", "initial")
+    )
+    assert pseudo.equals(initial)
 
 
 def test_a_student_may_be_a_plain_resnet_with_random_weights(project: Project):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 LIBRARIES = (
     "open_clip", "torchvision.transforms.v2", "sklearn.metrics", "pandas", "pyarrow.parquet",
-    "zarr", "scipy.special", "pydantic", "ruamel.yaml", "rich.progress", "safetensors.torch", 
+    "zarr", "scipy.special", "pydantic", "ruamel.yaml", "rich.progress", "safetensors.torch",
     "altair", "vl_convert", "jinja2", "PIL.Image",
 )  # fmt: skip
 

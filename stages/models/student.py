@@ -102,9 +102,9 @@ def build_student(note: Note, classes: int) -> Student:
     return student.to(memory_format=torch.channels_last)
 
 
-def load_student(path: Path, device: str) -> tuple[Student, Note]:
-    """A trained student, for inference, and its note."""
-    tensors, note = load_weights(path)
+def load_student(path: Path, device: str, index: str | None = None) -> tuple[Student, Note]:
+    """A trained student, for inference, and its note; refused if of another `index`."""
+    tensors, note = load_weights(path, index)
     student = build_student(note, len(note["classes"]))
     student.load_state_dict(tensors)
     return student.to(device).eval(), note

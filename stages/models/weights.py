@@ -41,9 +41,13 @@ def verified(path: Path) -> tuple[bytes, Note]:
     return content, note
 
 
-def load_weights(path: Path) -> tuple[dict[str, Tensor], Note]:
-    """The tensors and the note that `save_weights` wrote, checked."""
+def load_weights(path: Path, index: str | None = None) -> tuple[dict[str, Tensor], Note]:
+    """What `save_weights` wrote, checked; refused if made from another `index`."""
     content, note = verified(path)
+    if index is not None and note.get("index") != index:
+        raise UserError(
+            f"{path} was made from another index than data/index.parquet: run `dvc repro`"
+        )
     try:
         return load(content), note
     except SafetensorError as error:

@@ -26,40 +26,41 @@ class Photograph(NamedTuple):
 def photographs(root: str, test_folder: str) -> list[Photograph]:
     """Every image file below `root`, sorted by id: its path below `root`, with forward slashes.
 
-    Images below `root/test_folder` are the test split, all others the train split. A link is
-    followed unless it leaves `root` or closes a loop; a name that is no UTF-8, or holds a control
-    character, has its odd bytes percent-encoded and an error.
+    Images below `root/test_folder` are the test split, all others the train split. A link to
+    something below `root` is passed over, since that is found at its own place; one that leaves
+    `root` is refused. A name that is no UTF-8, or holds a control character, has its odd bytes
+    percent-encoded and an error.
     """
     top = os.fsencode(root)
     if not os.path.isdir(top):
         raise UserError(f"source.root in params.yaml: {root} is no folder")
-    found = sorted(_image_files(top, os.path.realpath(top), set()))
+    found = sorted(_image_files(top, os.path.realpath(top)))
     if not found:
         kinds = ", ".join(sorted(SUFFIXES))
         raise UserError(f"source.root in params.yaml: no image ({kinds}) below {root}")
     return [_photograph(root, os.path.relpath(file, top), test_folder) for file in found]
 
 
-def _image_files(folder: bytes, top: bytes, entered: set[bytes]) -> list[bytes]:
-    real = os.path.realpath(folder)
-    if real in entered:
-        return []
-    entered.add(real)
+def _image_files(folder: bytes, top: bytes) -> list[bytes]:
     files = []
     for entry in os.scandir(folder):
         if entry.name.startswith(b"."):
             continue
-        inside = (os.path.realpath(entry.path) + b"/").startswith(top + b"/")
-        if entry.is_symlink() and not inside:
-            where = os.fsdecode(entry.path).encode("utf-8", "backslashreplace").decode()
-            raise UserError(
-                f"{where} leaves source.root; copy its target there, or link the whole root"
-            )
-        if entry.is_dir():
-            files += _image_files(entry.path, top, entered)
+        if entry.is_symlink():
+            if not (os.path.realpath(entry.path) + b"/").startswith(top + b"/"):
+                raise UserError(
+                    f"{_printable(entry.path)} is a link that leaves source.root; copy its target "
+                    "there, or let source.root itself be a link"
+                )
+        elif entry.is_dir():
+            files += _image_files(entry.path, top)
         elif os.path.splitext(entry.name)[1].lower().decode("ascii", "replace") in SUFFIXES:
             files.append(entry.path)
     return files
+
+
+def _printable(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _photograph(root: str, name: bytes, test_folder: str) -> Photograph:
