@@ -50,9 +50,10 @@ def test_a_cmyk_image_keeps_its_colours():
     )
 
 
-def test_a_16_bit_grey_image_is_scaled_and_not_clipped():
-    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(1, -1).repeat(4, axis=0)
-    row = np.asarray(decode(saved(Image.fromarray(ramp))))[0, :, 0]
+@pytest.mark.parametrize(("kind", "form"), [(np.uint16, "PNG"), (np.int32, "TIFF")])
+def test_a_16_bit_grey_image_is_scaled_and_not_clipped(kind: type, form: str):
+    ramp = np.linspace(0, 65535, 64).astype(kind).reshape(1, -1).repeat(4, axis=0)
+    row = np.asarray(decode(saved(Image.fromarray(ramp), form)))[0, :, 0]
     assert row[0] == 0
     assert row[-1] == 255
     assert row[32] == pytest.approx(129, abs=2)
@@ -106,6 +107,11 @@ def test_an_enormous_image_is_too_large_before_anything_is_decoded():
     black = saved(Image.new("1", (20000, 20000)))
     assert len(black) < 100_000
     assert status_of(black, 10**8) == "too_large"
+
+
+def test_the_limit_of_pixels_is_ours_and_not_pillows():
+    assert status_of(saved(Image.new("1", (11000, 11000))), 10**8) == "too_large"
+    assert decode(saved(Image.new("1", (1000, 1000))), 10**6).size == (1000, 1000)
 
 
 def test_a_bomb_that_pillow_refuses_is_too_large():

@@ -190,7 +190,7 @@ def test_an_expanded_box_stays_in_the_image_and_holds_the_region(corners, offset
 
 
 def test_a_box_of_whole_pixels_is_kept_despite_rounding():
-    assert box_in_pixels((0.1, 0.2, 0.7, 0.6), 10, 10) == (1, 2, 7, 6)
+    assert box_in_pixels((0.29, 0.57, 0.55, 0.07), 100, 100) == (29, 57, 55, 7)
 
 
 @given(st.integers(1, 6), st.integers(0, 12), st.integers(1, 4), st.integers(0, 99))
