@@ -55,7 +55,7 @@ def _clone() -> None:
     """A clean checkout of HEAD, with the project's own DVC cache."""
     if not CLONE.exists():
         subprocess.run(["git", "clone", "-q", ".", str(CLONE)], check=True)
-    for step in (["fetch", "-q"], ["checkout", "-q", "-f", "origin/HEAD"]):
+    for step in (["fetch", "-q", "origin", "HEAD"], ["checkout", "-q", "-f", "FETCH_HEAD"]):
         subprocess.run(["git", *step], cwd=CLONE, check=True)
     cache = Path(".dvc/cache").resolve()
     subprocess.run([*DVC, "cache", "dir", "--local", str(cache)], cwd=CLONE, check=True)

@@ -59,12 +59,24 @@ def run(params: Params, job: Job) -> None:
         return {"maps": maps.numpy(), "scores": logits_of(maps).sigmoid().numpy()}
 
     seen = in_blocks(job, len(rows), machine.block(), "images", look)
-    maps, scores = seen["maps"], seen["scores"]
+    scores = seen["scores"]
     chosen = choose(scores, params.cam_boxes)
-    boxes, shown = locate(rows, maps, scores, chosen, note["classes"], params.cam_boxes)
-    provenance = {"index": digest, "student": note["sha256"]}
-    write_table(CAM_BOXES, boxes, provenance, job.staging)
-    write_store(CAM_MAPS, {"map": shown}, provenance, job.staging)
+    tables, shown = [], []
+    for block, arrays in seen:
+        here = slice(block.start, block.stop)
+        table, maps = locate(
+            rows[here],
+            arrays["maps"],
+            scores[here],
+            chosen[here],
+            note["classes"],
+            params.cam_boxes,
+        )
+        tables.append(table)
+        shown.append(maps)
+    provenance = {"index": digest, "student": note["sha256"], "asked": note["classes"]}
+    write_table(CAM_BOXES, pd.concat(tables), provenance, job.staging)
+    write_store(CAM_MAPS, {"map": np.concatenate(shown)}, provenance, job.staging)
 
 
 def choose(scores: Floats, params: CamBoxes) -> Booleans:

@@ -23,7 +23,7 @@ def run(params: Params, job: Job) -> None:
     teacher = Teacher(TEACHER, "cpu")
     embeddings = []
     for name in classes:
-        prompts = [template.format(name) for template in params.class_text.templates]
+        prompts = [template.replace("{}", name) for template in params.class_text.templates]
         for prompt in prompts:
             if teacher.too_long(prompt):
                 raise UserError(

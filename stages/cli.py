@@ -61,6 +61,8 @@ def predict(
         table = predict_images(images_in(paths), student)
     except UserError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
     failed = table["status"] != "ok"
     try:
         if form is Format.parquet and output is not None:

@@ -102,7 +102,7 @@ def run(params: Params, job: Job) -> None:
     if "mAP" in metrics:
         say(f"evaluate: mAP {metrics['mAP']:.1f}, the teacher's own {metrics['teacher_mAP']:.1f}")
     else:
-        say("evaluate: no ground truth for the test split; results/metrics.json has diagnostics")
+        say("evaluate: no labelled test images; results/metrics.json has what can be said without")
 
 
 def predict(

@@ -43,14 +43,17 @@ def run(params: Params, job: Job) -> None:
     index, _ = read_table(INDEX)
     digest = index_digest(index)
     initial, _ = read_table(INITIAL_LABELS, digest)
-    boxes, _ = read_table(CAM_BOXES, digest)
+    boxes, of_boxes = read_table(CAM_BOXES, digest)
     bias, _ = read_table(BIAS, digest)
     views, of_views = read_store(LOCAL_CLIP, digest)
     texts, of_texts = read_store(CLASS_TEXT)
     if of_views["boxes"] != file_digest(CAM_BOXES):
         raise UserError(f"{LOCAL_CLIP.path} was made from other boxes: run `dvc repro`")
     classes = class_columns(INITIAL_LABELS, initial)
-    if of_texts["classes"] != classes or of_texts["teacher"] != of_views["teacher"]:
+    if (
+        not of_texts["classes"] == of_boxes["asked"] == classes
+        or of_texts["teacher"] != of_views["teacher"]
+    ):
         raise UserError("the labels, views and class names do not belong together: run `dvc repro`")
     learned = params.labels.temperature == "learned"
     temperature = of_texts["temperature"] if learned else float(params.labels.temperature)

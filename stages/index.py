@@ -28,20 +28,28 @@ from stages.sources.folder import Photograph, photographs
 
 def run(params: Params, job: Job) -> None:
     source = params.source
-    found = photographs(params.source.root, params.source.test_folder)
+    found, passed_over = photographs(params.source.root, params.source.test_folder)
+    if passed_over:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(8))
+        say(f"index: passed over as no images: {kinds}")
     rows = []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         meter(job.stage, "images", len(found)) as progress,
     ):
         inspected = pool.map(lambda photo: _inspect(photo, source.max_pixels), found)
-        for photo, result in zip(found, inspected, strict=True):
-            rows.append(_row(photo, result))
-            progress.advance(1, failed=int(rows[-1]["status"] != "ok"))
+        try:
+            for photo, result in zip(found, inspected, strict=True):
+                rows.append(_row(photo, result))
+                progress.advance(1, failed=int(rows[-1]["status"] != "ok"))
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
     index = pd.DataFrame(rows, columns=list(INDEX.columns))
     check(index, source.max_bad_share)
-    counts = index["status"].value_counts()
-    say(f"index: {', '.join(f'{count} {status}' for status, count in counts.items())}")
+    counts = {split: int((index["split"] == split).sum()) for split in ("train", "test")}
+    bad = int((index["status"] != "ok").sum())
+    say(f"index: {counts['train']} to train on, {counts['test']} held out; {bad} of them unusable")
     write_table(INDEX, index, {}, job.staging)
 
 

@@ -5,12 +5,13 @@ parameters and a `Job`, and publishes what `run` left in `job.staging` in one go
 neither a parameter nor an input changed meanwhile: DVC looks at them after the command, and would
 record the old result under the new values for good.
 
-A run is known by its fingerprint, a digest of what `dvc.yaml` declares for the stage: its code,
-its inputs and its parameters. `job.scratch` belongs to that fingerprint and outlives a kill.
+A run is known by its fingerprint, a digest of what `dvc.yaml` declares for the stage (its code,
+inputs and parameters) and of what computes it. `job.scratch` belongs to it and outlives a kill.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -23,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,6 +35,8 @@ from stages.progress import say
 
 DVC_FILE = Path("dvc.yaml")
 HOME = Path(".ccd")
+LIBRARIES = ("numpy", "open_clip_torch", "pillow", "scipy", "torch", "torchvision")
+MACHINE = ("CCD_DEVICE", "CCD_BATCH", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -110,26 +114,32 @@ def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
     raw = read_yaml(PARAMS_FILE)
     params = parse_params(raw)
     declared = declaration(stage, raw)
-    with _only_one(stage):
-        job = Job(stage, fingerprint(declared, raw))
-        for other in (HOME / stage).iterdir():
-            if other.is_dir() and other != job.scratch:
-                shutil.rmtree(other)
-        shutil.rmtree(job.staging, ignore_errors=True)
-        job.staging.mkdir(parents=True)
-        try:
-            run(params, job)
-        except OSError as error:
-            raise UserError(_of_the_disk(error)) from error
-        if (
-            fingerprint(declaration(stage, again := read_yaml(PARAMS_FILE)), again)
-            != job.fingerprint
-        ):
-            raise UserError(
-                "a parameter, an input or the code changed while the stage was running; nothing "
-                "was published. Run `dvc repro` again; with the old values it goes on where it was."
-            )
-        _publish(job.staging, declared.outs)
+    try:
+        with _only_one(stage):
+            _execute(Job(stage, fingerprint(declared, raw)), run, params, declared.outs)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"{error.strerror or error}{where}; nothing was published, finished work is kept"
+        ) from error
+
+
+def _execute(
+    job: Job, run: Callable[[Params, Job], None], params: Params, outs: tuple[str, ...]
+) -> None:
+    for other in (HOME / job.stage).iterdir():
+        if other.is_dir() and other != job.scratch:
+            shutil.rmtree(other)
+    shutil.rmtree(job.staging, ignore_errors=True)
+    job.staging.mkdir(parents=True)
+    run(params, job)
+    parse_params(again := read_yaml(PARAMS_FILE))
+    if fingerprint(declaration(job.stage, again), again) != job.fingerprint:
+        raise UserError(
+            "a parameter, an input or the code changed while the stage was running; nothing "
+            "was published. Run `dvc repro` again; with the old values it goes on where it was."
+        )
+    _publish(job.staging, outs)
 
 
 def declaration(stage: str, params: Any) -> Declaration:
@@ -162,11 +172,16 @@ def lookup(params: Any, key: str) -> Any:
 
 
 def fingerprint(declared: Declaration, params: Any) -> str:
-    """Digest of a stage's parameters and the content of its dependencies."""
+    """Digest of a stage's parameters, the content of its dependencies, and what computes it.
+
+    Of the machine what may change the last bits of a result, so that blocks never mix.
+    """
     facts = {
         "params": {key: lookup(params, key) for key in declared.params},
         "deps": {dep: _content(Path(dep), by_time=False) for dep in declared.deps},
         "user_deps": {dep: _content(Path(dep), by_time=True) for dep in declared.user_deps},
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "machine": {name: os.environ.get(name) for name in MACHINE},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -211,7 +226,9 @@ def _only_one(stage: str) -> Iterator[None]:
     with (folder / "lock").open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
             file.seek(0)
             holder = file.read().strip() or "an unknown process"
             raise UserError(
@@ -225,21 +242,27 @@ def _only_one(stage: str) -> Iterator[None]:
 
 
 def _publish(staging: Path, outs: tuple[str, ...]) -> None:
-    """Move the outputs to their places, after everything is safely on disk."""
+    """Move the outputs to their places, after everything is there and safely on disk."""
+    for out in outs:
+        if not (staging / out).exists():
+            raise UserError(f"the stage left no {out}")
     for path in sorted(staging.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     for out in outs:
-        source, target = staging / out, Path(out)
-        if not source.exists():
-            raise UserError(f"the stage left no {out}")
+        target = Path(out)
         target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.new")  # data/ may be another file system
+        _remove(beside)
+        shutil.move(staging / out, beside)
         if target.is_dir():
-            shutil.rmtree(target)
-        source.replace(target)
+            _remove(target)
+        beside.replace(target)
 
 
-def _of_the_disk(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror or error}{where}; nothing was published, finished work is kept"
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

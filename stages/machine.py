@@ -1,4 +1,6 @@
-"""The machine's shape: what may differ between a laptop and a cluster and never changes a result.
+"""The machine's shape: what may differ between a laptop and a cluster.
+
+It is no part of a result: device and batch change at most its last bits, the others nothing.
 
 Read from the environment, never from `params.yaml`, so that `dvc.lock` is the same everywhere:
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from stages.errors import UserError
 
@@ -22,7 +22,7 @@ NONE = "data/none"  # DVC wants every dependency to exist: this one stands for "
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Side = Annotated[int, Field(ge=1, le=8192)]
+Side = Annotated[int, Field(ge=32, le=8192)]
 
 
 class Section(BaseModel):
@@ -70,6 +70,12 @@ class Student(Section):
             raise ValueError(f"`weights: teacher` wants `arch: teacher_tower`, not {self.arch}")
         if self.weights.startswith("IMAGENET") and self.arch == "teacher_tower":
             raise ValueError("`arch: teacher_tower` has no ImageNet weights; use `teacher`")
+        if self.weights == "IMAGENET1K_V2" and self.arch in ("resnet18", "resnet34"):
+            raise ValueError(f"torchvision has no IMAGENET1K_V2 of {self.arch}; use IMAGENET1K_V1")
+        if self.input_size < 2 * self.output_stride:
+            raise ValueError(
+                f"`input_size` must be twice `output_stride`: {2 * self.output_stride}"
+            )
         if (self.weights == "checkpoint") != (self.checkpoint != NONE):
             raise ValueError(
                 f"`weights: checkpoint` and a `checkpoint` other than {NONE} go together"
@@ -139,6 +145,12 @@ class Train(Section):
     stop: Literal["first_local_minimum", "last_epoch"]
     stop_positive: Share
 
+    @model_validator(mode="after")
+    def _jitter_is_what_torchvision_takes(self) -> Self:
+        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise ValueError("`jitter` must not be negative, and its hue not above 0.5")
+        return self
+
 
 class Report(Section):
     samples: Count
@@ -162,16 +174,11 @@ class Params(Section):
     report: Report
 
 
-def load_params(path: Path = PARAMS_FILE) -> Params:
-    """Read and check `params.yaml`.
+def parse_params(raw: Any, path: Path = PARAMS_FILE) -> Params:
+    """Check `raw`, what YAML made of `path`.
 
     Raises `UserError` that names the file, the key and, for a misspelt one, the nearest valid key.
     """
-    return parse_params(read_yaml(path), path)
-
-
-def parse_params(raw: Any, path: Path = PARAMS_FILE) -> Params:
-    """The parameters in `raw`, what YAML made of `path`."""
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected sections of keys, found {type(raw).__name__}")
     try:
@@ -184,11 +191,12 @@ def parse_params(raw: Any, path: Path = PARAMS_FILE) -> Params:
 
 
 def read_yaml(path: Path) -> Any:
+    """The content of a YAML file of the project; `UserError` if there is none."""
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is not here ({Path.cwd()}): run from the project's root") from None
-    except (MarkedYAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 

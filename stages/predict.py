@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stages.images.decode import BadImage, decode
 from stages.images.views import global_view
 from stages.models.student import activation_maps, load_student, logits_of
 from stages.progress import meter
-from stages.sources.folder import Photograph, photographs
+from stages.sources.folder import Photograph, photographs, printable
 
 MAX_PIXELS = 100_000_000
 
@@ -25,11 +26,12 @@ def images_in(paths: Iterable[Path]) -> list[Photograph]:
     found = []
     for path in paths:
         if path.is_dir():
-            found += [photo._replace(image_id=photo.path) for photo in photographs(str(path), "")]
+            below, _ = photographs(str(path), "", key="ccd predict")
+            found += [photo._replace(image_id=photo.path) for photo in below]
         elif path.exists():
-            found.append(Photograph(str(path), str(path), "", ""))
+            found.append(Photograph(printable(os.fsencode(path)), str(path), "", ""))
         else:
-            raise UserError(f"{path} is not there")
+            raise UserError(f"{printable(os.fsencode(path))} is not there")
     return found
 
 

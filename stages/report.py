@@ -227,7 +227,8 @@ def sample_cards(tables: dict[str, pd.DataFrame], maps: Floats, samples: int) ->
     """Images of the best, mixed and worst kind, with their maps, boxes and labels (Figure 11).
 
     A view is right if its class is on the image or, without ground truth, as far as the teacher
-    says so. The best images have all views right, the worst none.
+    says so. The best images have the greatest share
+    of right views, the worst the least.
     """
     boxes, scores, truth = tables["cam_boxes"], tables["local_scores"], tables["ground_truth"]
     known = truth.set_index("image_id") > 0

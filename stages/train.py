@@ -18,11 +18,13 @@ from stages.artifacts import (
     TRAIN_HISTORY,
     WARMUP_OPTIMISER,
     WARMUP_STUDENT,
+    class_columns,
     class_values,
     index_digest,
     read_table,
     usable,
 )
+from stages.errors import UserError
 from stages.images.loading import Photographs
 from stages.job import Job, main
 from stages.method.stopping import first_local_minimum
@@ -42,6 +44,10 @@ def run(params: Params, job: Job) -> None:
     table, _ = read_table(PSEUDO_LABELS, digest)
     weights, note = load_weights(WARMUP_STUDENT, digest)
     moments, _ = load_weights(WARMUP_OPTIMISER, digest)
+    if class_columns(PSEUDO_LABELS, table) != note["classes"]:
+        raise UserError(
+            f"{PSEUDO_LABELS.path} and {WARMUP_STUDENT} differ in classes: run `dvc repro`"
+        )
     student = build_student(note, len(note["classes"]))
     student.load_state_dict(weights)
 

@@ -72,6 +72,12 @@ def load_teacher(name: str, pretrained: str, checkpoint: str) -> tuple[Any, dict
             raise UserError(
                 f"teacher.pretrained in params.yaml: {name} has no {pretrained!r}, but {tags}"
             )
+        tag = open_clip.get_pretrained_cfg(name, pretrained) if checkpoint == NONE else {}
+        if tag.get("quick_gelu") and not open_clip.get_model_config(name).get("quick_gelu"):
+            raise UserError(
+                f"teacher.model in params.yaml: {pretrained} was trained with QuickGELU, which "
+                f"{name} is not; use {name}-quickgelu"
+            )
         identifier, source = name, (checkpoint if checkpoint != NONE else pretrained)
         if checkpoint == NONE:
             say(f"weights: fetching {name} {pretrained} through open_clip, once")

@@ -167,7 +167,7 @@ def test_local_views_of_other_boxes_are_refused(project: Project):
 
 
 def test_a_student_of_another_index_is_refused(project: Project):
-    (project / "photos/train/000.jpg").unlink()
+    (project / "photos/train/00000.jpg").unlink()
     project.stage("index")
     done = project.stage("cam_boxes", check=False)
     assert done.returncode == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import PurePosixPath
 
 import pytest
 
@@ -24,6 +25,15 @@ def test_the_python_of_the_readme_runs(finished: Project, block: str):
 def test_the_readme_names_every_stage_and_what_it_writes():
     table = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", README, flags=re.M))
     assert set(STAGES) <= set(table)
+    for stage, entry in STAGES.items():
+        for out in entry.get("outs", []):
+            name = PurePosixPath(out).relative_to("data").parts[0].removesuffix(".parquet")
+            assert f"`{name}" in table[stage], f"{stage} writes {out}"
+
+
+def test_no_document_has_a_place_left_to_fill():
+    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        assert not re.search(r"\b(TABLE2|LADDER|TODO)\b", document.read_text()), document
 
 
 def test_the_readme_counts_the_rows_of_the_invalidation_table():

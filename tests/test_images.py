@@ -77,14 +77,20 @@ def test_of_an_animation_the_first_frame_counts():
     assert np.asarray(decode(content))[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "I", "F", "HSV", "LAB", "YCbCr"])
-def test_every_mode_becomes_rgb(mode: str):
-    form = "TIFF" if mode in ("F", "LAB", "HSV", "YCbCr") else "PNG"
-    try:
-        content = saved(noise().convert("RGB" if mode == "LAB" else mode), form)
-    except (OSError, ValueError):
-        content = saved(noise().convert("L"))
+@pytest.mark.parametrize("mode", ["1", "L", "I", "F", "LAB", "YCbCr", "P", "RGBA", "LA"])
+def test_every_mode_that_a_file_can_have_becomes_rgb(mode: str):
+    image = noise().convert("L").convert(mode) if mode in ("I", "F") else None
+    if mode == "LAB":
+        image = Image.merge("LAB", noise().split())
+    content = saved(image or noise().convert(mode), "TIFF")
+    assert Image.open(io.BytesIO(content)).mode in (mode, "RGB" if mode == "YCbCr" else mode)
     assert decode(content).mode == "RGB"
+
+
+def test_a_float_image_from_0_to_1_is_not_black():
+    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, -1)
+    row = np.asarray(decode(saved(Image.fromarray(ramp), "TIFF")))[0, :, 0]
+    assert row[-1] == 255
 
 
 def test_a_truncated_image_is_called_truncated():

@@ -41,7 +41,7 @@ def flip_label(project: Project) -> None:
 
 
 def add_photo(project: Project) -> None:
-    shutil.copy(project / "photos/train/000.jpg", project / "photos/train/999.jpg")
+    shutil.copy(project / "photos/train/00000.jpg", project / "photos/train/99999.jpg")
 
 
 def reorder(project: Project) -> None:
@@ -102,7 +102,7 @@ def test_a_change_reruns_these_stages_and_changing_back_none(
     finally:
         for name, content in before.items():
             (shared / name).write_bytes(content)
-        (shared / "photos/train/999.jpg").unlink(missing_ok=True)
+        (shared / "photos/train/99999.jpg").unlink(missing_ok=True)
         again = shared.repro()
     assert again == []
     assert shared.digests("results/*", "data/*.parquet") == results

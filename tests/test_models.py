@@ -115,6 +115,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path):
     [
         ("RN5O", "openai", "open_clip knows no 'RN5O'"),
         ("RN50", "opnai", "RN50 has no 'opnai', but openai"),
+        ("RN50x64", "openai", "use RN50x64-quickgelu"),
         ("local-dir", "none", "holds no open_clip_config.json"),
     ],
 )

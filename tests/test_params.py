@@ -8,9 +8,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.errors import UserError
-from stages.params import Params, load_params
+from stages.params import Params, parse_params, read_yaml
 from tests.conftest import edit_params
 from tests.declarations import ROOT, leaves
+
+
+def load(path: Path) -> Params:
+    return parse_params(read_yaml(path), path)
 
 
 def written(tmp_path: Path, text: str | None = None, **changes) -> Path:
@@ -22,12 +26,12 @@ def written(tmp_path: Path, text: str | None = None, **changes) -> Path:
 
 def problem(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        load_params(path)
+        load(path)
     return str(caught.value)
 
 
 def test_the_projects_own_file_is_valid_and_frozen():
-    params = load_params(ROOT / "params.yaml")
+    params = load(ROOT / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
         params.seed = 1
 
@@ -69,6 +73,11 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
         ({"teacher__checkpoint": "data/none"}, "`teacher`: give either"),
         ({"student__arch": "resnet50"}, "`student`: `weights: teacher` wants"),
         ({"train__jitter": [0.5]}, "`train.jitter`"),
+        ({"train__jitter": [0.5, 0.5, 0.5, 0.8]}, "its hue not above 0.5"),
+        ({"train__jitter": [-0.5, 0.5, 0.5, 0.5]}, "must not be negative"),
+        ({"student__input_size": 31}, "`student.input_size` is 31"),
+        ({"student__output_stride": 32, "student__input_size": 48}, "must be twice"),
+        ({"student__arch": "resnet18", "student__weights": "IMAGENET1K_V2"}, "no IMAGENET1K_V2 of"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(tmp_path, change, expected):
@@ -79,10 +88,12 @@ def test_a_wrong_value_is_named_with_its_place(tmp_path, change, expected):
 
 def test_a_number_in_scientific_notation_is_a_number(tmp_path):
     text = (ROOT / "params.yaml").read_text().replace("lr: 6.0e-4", "lr: 6e-4")
-    assert load_params(written(tmp_path, text)).optimiser.lr == 6e-4
+    assert load(written(tmp_path, text)).optimiser.lr == 6e-4
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "seed: [1\n", "seed: 1\nseed: 2\n"])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- b\n", "seed: [1\n", "seed: 1\nseed: 2\n", "seed: \x07\n"]
+)
 def test_a_file_that_is_no_tree_of_keys_is_refused_in_words(tmp_path, text):
     assert "params.yaml" in problem(written(tmp_path, text))
 

@@ -26,17 +26,17 @@ def test_predictions_are_those_of_the_evaluation(finished: Project):
 
 @pytest.mark.parametrize("form", ["json", "csv", "parquet"])
 def test_every_format_can_be_written(project: Project, form: str):
-    ccd(project, "predict", "photos/test/000.jpg", "photos/test/001.jpg", "-o", f"out.{form}")
+    ccd(project, "predict", "photos/test/00000.jpg", "photos/test/00001.jpg", "-o", f"out.{form}")
     read = {"json": pd.read_json, "csv": pd.read_csv, "parquet": pd.read_parquet}[form]
     table = read(project / f"out.{form}")
-    assert table["image"].tolist() == ["photos/test/000.jpg", "photos/test/001.jpg"]
+    assert table["image"].tolist() == ["photos/test/00000.jpg", "photos/test/00001.jpg"]
     if form != "json":
         assert list(table.columns) == ["image", "status", "error", *MINI_CLASSES]
 
 
 def test_a_bad_image_is_named_and_the_others_are_predicted(project: Project):
     (project / "bad.jpg").write_text("nothing")
-    done = ccd(project, "predict", "bad.jpg", "photos/test/000.jpg", check=False)
+    done = ccd(project, "predict", "bad.jpg", "photos/test/00000.jpg", check=False)
     assert done.returncode == 1
     rows = json.loads(done.stdout)
     assert [row["status"] for row in rows] == ["unreadable", "ok"]
@@ -47,7 +47,7 @@ def test_a_bad_image_is_named_and_the_others_are_predicted(project: Project):
 def test_the_student_needs_neither_the_teacher_nor_the_pipeline(project: Project, tmp_path):
     alone = tmp_path / "alone"
     shutil.copytree(project / "data/classifier", alone / "model")
-    shutil.copy(project / "photos/test/000.jpg", alone / "a.jpg")
+    shutil.copy(project / "photos/test/00000.jpg", alone / "a.jpg")
     shutil.copytree(project / "stages", alone / "stages")
     elsewhere = Project(alone, project.environment)
     done = ccd(elsewhere, "predict", "a.jpg", "--student", "model/student.safetensors")
@@ -59,6 +59,8 @@ def test_the_student_needs_neither_the_teacher_nor_the_pipeline(project: Project
     [
         (["gone.jpg"], 1, "gone.jpg is not there"),
         (["photos", "--student", "gone.safetensors"], 1, "gone.json is not there"),
+        (["photos", "--student", "data/weights/student_init.safetensors"], 1, "no trained student"),
+        (["stages/method"], 1, "ccd predict: no image"),
         (["photos", "-f", "parquet"], 2, "give --output"),
         (["photos", "-o", "out.txt"], 2, "a name that ends in .json, .csv or .parquet"),
         (["photos", "-o", "gone/out.csv"], 1, "gone/out.csv: No such file or directory"),

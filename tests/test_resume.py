@@ -204,6 +204,17 @@ def test_what_was_edited_meanwhile_publishes_nothing(ready: Project, edit: str):
     assert "resuming after epoch 8 of 8" in again.stderr + again.stdout
 
 
+def test_a_parameter_misspelt_meanwhile_publishes_nothing_and_is_named(ready: Project):
+    process = start(ready, "python", "-m", "stages.train")
+    halt_at_work(ready, "train", 1, process)
+    text = (ready / "params.yaml").read_text()
+    (ready / "params.yaml").write_text(text.replace("consistency:", "consistence:"))
+    output = end_group(process, signal.SIGCONT)
+    assert process.returncode == 1
+    assert "did you mean `train.consistency`?" in output
+    assert "Traceback" not in output
+
+
 def test_another_parameter_starts_afresh_and_drops_the_old_scratch(ready: Project):
     process = start(ready, "python", "-m", "stages.train")
     halt_at_work(ready, "train", 1, process)

@@ -32,7 +32,8 @@ def test_images_are_found_in_any_tree_sorted_and_split(tmp_path):
         "testing/u.png",
     ):
         put(tmp_path / name)
-    found = photographs(str(tmp_path), "test")
+    found, others = photographs(str(tmp_path), "test/")
+    assert others == {".txt": 1}
     assert [(p.image_id, p.split) for p in found] == [
         ("a/x.jpeg", "train"),
         ("b.PNG", "train"),
@@ -42,12 +43,12 @@ def test_images_are_found_in_any_tree_sorted_and_split(tmp_path):
 
 
 def test_a_name_that_is_not_utf8_or_holds_a_newline_is_marked(tmp_path):
-    put(tmp_path / "good ünïcode 🙂.png")
+    put(tmp_path / "good ünïcode\u202f🙂.png")
     put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.png")))
     put(tmp_path / "two\nlines.png")
-    found = {p.image_id: p.error for p in photographs(str(tmp_path), "test")}
+    found = {p.image_id: p.error for p in photographs(str(tmp_path), "test")[0]}
     assert found == {
-        "good ünïcode 🙂.png": "",
+        "good ünïcode\u202f🙂.png": "",
         "bad%FF.png": "the name is not UTF-8",
         "two%0Alines.png": "the name holds a control character",
     }
@@ -58,16 +59,16 @@ def test_a_link_that_leaves_the_root_is_refused_and_another_is_passed_over(tmp_p
     put(tmp_path / "elsewhere/b.png")
     (tmp_path / "root/again").symlink_to(tmp_path / "root")
     (tmp_path / "root/0.png").symlink_to(tmp_path / "root/a.png")
-    assert [p.image_id for p in photographs(str(tmp_path / "root"), "test")] == ["a.png"]
+    assert [p.image_id for p in photographs(str(tmp_path / "root"), "test")[0]] == ["a.png"]
     (tmp_path / "root/out").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="leaves source.root"):
+    with pytest.raises(UserError, match="is a link that leaves"):
         photographs(str(tmp_path / "root"), "test")
 
 
 def test_a_root_that_is_itself_a_link_is_followed(tmp_path):
     put(tmp_path / "far/a.png")
     (tmp_path / "near").symlink_to(tmp_path / "far")
-    assert [p.image_id for p in photographs(str(tmp_path / "near"), "test")] == ["a.png"]
+    assert [p.image_id for p in photographs(str(tmp_path / "near"), "test")[0]] == ["a.png"]
 
 
 def test_no_folder_and_no_image_are_errors_that_name_the_parameter(tmp_path):
@@ -82,6 +83,7 @@ def test_no_folder_and_no_image_are_errors_that_name_the_parameter(tmp_path):
         ("", "names no class"),
         ("dog\ncat\ndog\n", "'dog' twice"),
         ("image_id\n", "cannot be the name"),
+        ("rank\n", "cannot be the name"),
     ],
 )
 def test_a_file_of_class_names_is_checked(tmp_path, text, expected):
@@ -92,7 +94,7 @@ def test_a_file_of_class_names_is_checked(tmp_path, text, expected):
 
 def test_class_names_are_lines_without_blanks_comments_or_a_byte_order_mark(tmp_path):
     (tmp_path / "c.txt").write_text(
-        "\ufeffdog\n\n# animals\n  wild boar  \n<b>&\n", encoding="utf-8"
+        "\ufeffdog\n\n  # animals\n  wild boar  \n<b>&\n", encoding="utf-8"
     )
     assert class_names(str(tmp_path / "c.txt")) == ["dog", "wild boar", "<b>&"]
 
@@ -104,6 +106,7 @@ def test_class_names_are_lines_without_blanks_comments_or_a_byte_order_mark(tmp_
         ("image_id,dog\na,1\nb,yes\n", "row 3: dog is 'yes'"),
         ("image_id,cat\na,1\n", "no column 'dog'"),
         ("image_id,dog\na,\n", "row 2: dog is ''"),
+        ("image_id,dog\na,1,\n", "Length of header or names does not match"),
     ],
 )
 def test_a_table_of_labels_is_checked_with_the_row(tmp_path, text, expected):

@@ -15,8 +15,8 @@ import array
 import json
 import os
 import runpy
-import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -51,24 +51,22 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
     shim.parent.mkdir(parents=True)
     shim.write_text(SHIM.format(python=sys.executable, address=address))
     shim.chmod(0o755)
-    server = os.fork()
-    if server == 0:
-        os.setsid()
-        _serve(address)
+    server = subprocess.Popen([sys.executable, __file__, address], start_new_session=True)
     try:
         while not Path(address).exists():
+            assert server.poll() is None
             time.sleep(0.05)
         path = f"{shim.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         yield os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     finally:
-        os.kill(server, signal.SIGKILL)
-        os.waitpid(server, 0)
+        server.kill()
+        server.wait()
 
 
 def _serve(address: str) -> None:
     """Answer requests one after the other, for ever. Runs in a process of its own."""
     os.environ["OMP_NUM_THREADS"] = "1"  # no thread pool may exist when the children fork
-    sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
+    sys.path.remove(str(Path(__file__).parent))  # the way into the project, if any
     for library in LIBRARIES:
         __import__(library)
     import torch
@@ -99,7 +97,6 @@ def _answer(link: socket.socket) -> None:
     arguments, directory, environment = json.loads(request)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # not what pytest put there
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
@@ -118,3 +115,7 @@ def _answer(link: socket.socket) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

@@ -14,6 +14,7 @@ from stages import machine
 from stages.errors import UserError
 from stages.images.decode import read_image
 from stages.images.views import global_view
+from stages.progress import meter
 
 
 class Photographs(Dataset[Tensor | str]):
@@ -39,11 +40,16 @@ class Photographs(Dataset[Tensor | str]):
 
     def keep_decoded(self) -> None:
         """Decode everything once and keep it, if the machine's memory for that is enough."""
-        if len(self) * 3 * self.size**2 <= machine.cache_bytes():
-            everything = batches(self, range(len(self)), 256)
-            self.decoded = torch.cat(
-                [torch.empty(0, 3, self.size, self.size, dtype=torch.uint8), *everything]
-            )
+        if len(self) * 3 * self.size**2 > machine.cache_bytes():
+            return
+        decoded = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        done = 0
+        with meter("decode", "images", len(self)) as progress:
+            for views in batches(self, range(len(self)), 64):
+                decoded[done : done + len(views)] = views
+                done += len(views)
+                progress.advance(len(views))
+        self.decoded = decoded
 
 
 def batches(photographs: Photographs, order: Sequence[int], size: int) -> Iterator[Tensor]:
@@ -58,6 +64,7 @@ def batches(photographs: Photographs, order: Sequence[int], size: int) -> Iterat
         batch_size=size,
         num_workers=workers,
         collate_fn=list,
+        generator=torch.Generator(),  # or the loader would draw from the one of the augmentation
         worker_init_fn=_leave_signals_to_the_parent if workers else None,
     )
     for items in loader:

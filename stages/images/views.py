@@ -22,10 +22,11 @@ def view(image: Image.Image, box: Pixels, size: tuple[int, int]) -> Tensor:
 
 
 def local_view_size(box: Pixels, longer: int, stride: int) -> tuple[int, int]:
-    """The size (width, height) of a local view: aspect kept, longer side given.
+    """The size (width, height) of a local view: longer side given, aspect kept but for rounding.
 
     Both sides are rounded to the tower's stride, so that no pixel falls off the last cell, and
-    views of one size can share a batch.
+    views of one size can share a batch. At 640 and stride 32 that is at most 2.5 % of the longer
+    side; at the demo's 96, up to 17 %.
     """
     width, height = box[2] - box[0], box[3] - box[1]
     scale = longer / max(width, height)

@@ -36,8 +36,8 @@ def class_bias(p: Floats, entropy_limit: float, min_count: int) -> ClassBias:
 
     Images of entropy above `entropy_limit` (nats) do not count (steps 1-4 of section 3.3). A class
     on top of fewer than `min_count` images takes the mean bias of the other classes, weighted by
-    their counts; with no such class at all nothing is known, and every bias is 1. The authors'
-    code divides 0 by 0 there.
+    their counts; with no such class at all nothing is known, and every bias is 1. (The authors'
+    code divides 0 by 0 there.) No bias is less than 0.05.
 
     p: (images, classes), raw probabilities.
     """
@@ -49,7 +49,7 @@ def class_bias(p: Floats, entropy_limit: float, min_count: int) -> ClassBias:
     known = count >= min_count
     fallback = total[known].sum() / count[known].sum() if known.any() else 1.0
     bias = np.where(known, total / np.maximum(count, 1), fallback)
-    return ClassBias(bias.astype(np.float32), count)
+    return ClassBias(np.clip(bias, 0.05, 1).astype(np.float32), count)
 
 
 def debias(p: Floats, bias: Floats, floor: float) -> Floats:

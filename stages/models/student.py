@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from stages.errors import UserError
 from stages.images.augment import normalise
 from stages.models.weights import Note, load_weights
 
@@ -105,6 +106,8 @@ def build_student(note: Note, classes: int) -> Student:
 def load_student(path: Path, device: str, index: str | None = None) -> tuple[Student, Note]:
     """A trained student, for inference, and its note; refused if of another `index`."""
     tensors, note = load_weights(path, index)
+    if "classes" not in note:
+        raise UserError(f"{path} is no trained student: its .json names no classes")
     student = build_student(note, len(note["classes"]))
     student.load_state_dict(tensors)
     return student.to(device).eval(), note

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
@@ -12,6 +15,9 @@ import pandas as pd
 from stages.errors import UserError
 from stages.images.decode import SUFFIXES
 from stages.params import NONE
+
+# columns of tables that also have one a class
+RESERVED = frozenset({"image_id", "class", "rank", "image", "status", "error"})
 
 
 class Photograph(NamedTuple):
@@ -23,57 +29,70 @@ class Photograph(NamedTuple):
     error: str
 
 
-def photographs(root: str, test_folder: str) -> list[Photograph]:
+def photographs(
+    root: str, test_folder: str, key: str = "source.root in params.yaml"
+) -> tuple[list[Photograph], Counter[str]]:
     """Every image file below `root`, sorted by id: its path below `root`, with forward slashes.
 
     Images below `root/test_folder` are the test split, all others the train split. A link to
     something below `root` is passed over, since that is found at its own place; one that leaves
     `root` is refused. A name that is no UTF-8, or holds a control character, has its odd bytes
-    percent-encoded and an error.
+    percent-encoded and an error. Also returns how many other files there are, by suffix.
+
+    key: where `root` was given, for errors.
     """
     top = os.fsencode(root)
     if not os.path.isdir(top):
-        raise UserError(f"source.root in params.yaml: {root} is no folder")
-    found = sorted(_image_files(top, os.path.realpath(top)))
-    if not found:
+        raise UserError(f"{key}: {root} is no folder")
+    files: list[bytes] = []
+    others: Counter[str] = Counter()
+    _collect(top, os.path.realpath(top), files, others)
+    if not files:
         kinds = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"source.root in params.yaml: no image ({kinds}) below {root}")
-    return [_photograph(root, os.path.relpath(file, top), test_folder) for file in found]
+        raise UserError(f"{key}: no image ({kinds}) below {root}")
+    test = os.path.normpath(test_folder) if test_folder else ""
+    return [_photograph(root, os.path.relpath(file, top), test) for file in sorted(files)], others
 
 
-def _image_files(folder: bytes, top: bytes) -> list[bytes]:
-    files = []
+def _collect(folder: bytes, top: bytes, files: list[bytes], others: Counter[str]) -> None:
     for entry in os.scandir(folder):
         if entry.name.startswith(b"."):
             continue
+        suffix = os.path.splitext(entry.name)[1].lower().decode("ascii", "replace")
         if entry.is_symlink():
             if not (os.path.realpath(entry.path) + b"/").startswith(top + b"/"):
                 raise UserError(
-                    f"{_printable(entry.path)} is a link that leaves source.root; copy its target "
-                    "there, or let source.root itself be a link"
+                    f"{printable(entry.path)} is a link that leaves {printable(top)}; copy its "
+                    "target there, or let the whole folder be a link"
                 )
         elif entry.is_dir():
-            files += _image_files(entry.path, top)
-        elif os.path.splitext(entry.name)[1].lower().decode("ascii", "replace") in SUFFIXES:
+            _collect(entry.path, top, files, others)
+        elif suffix in SUFFIXES:
             files.append(entry.path)
-    return files
+        else:
+            others[suffix or "without a suffix"] += 1
 
 
-def _printable(name: bytes) -> str:
+def printable(name: bytes) -> str:
+    """A file's name as text that any file and terminal can take."""
     return name.decode("utf-8", "backslashreplace")
+
+
+def _has_control(text: str) -> bool:
+    return any(unicodedata.category(character) == "Cc" for character in text)
 
 
 def _photograph(root: str, name: bytes, test_folder: str) -> Photograph:
     error = ""
     try:
         image_id = name.decode("utf-8")
-        if not image_id.isprintable():
+        if _has_control(image_id):
             error = "the name holds a control character"
     except UnicodeDecodeError:
         error = "the name is not UTF-8"
     if error:
         image_id = quote_from_bytes(name, safe="/ ")
-    split = "test" if image_id.startswith(f"{test_folder}/") else "train"
+    split = "test" if test_folder and image_id.startswith(f"{test_folder}/") else "train"
     return Photograph(image_id, (Path(root) / image_id).as_posix(), split, error)
 
 
@@ -83,14 +102,15 @@ def class_names(path: str) -> list[str]:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"source.classes in params.yaml: {path}: {error}") from None
-    names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    names = [line.strip() for line in lines]
+    names = [name for name in names if name and not name.startswith("#")]
     if not names:
         raise UserError(f"{path} names no class")
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path} names the class {name!r} twice")
-        if name == "image_id" or not name.isprintable():
-            raise UserError(f"{path}: {name!r} cannot be the name of a class")
+        if name in RESERVED or _has_control(name):
+            raise UserError(f"{path}: {name!r} cannot be the name of a class, it is a column's")
     return names
 
 
@@ -104,8 +124,12 @@ def labels(path: str, classes: list[str]) -> pd.DataFrame:
             {"image_id": pd.Series(dtype=str)} | {c: pd.Series(dtype="float32") for c in classes}
         )
     try:
-        table = pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
+            table = pd.read_csv(
+                path, dtype={"image_id": str}, keep_default_na=False, index_col=False
+            )
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise UserError(f"source.labels in params.yaml: {path}: {error}") from None
     missing = [name for name in ["image_id", *classes] if name not in table.columns]
     if missing:
