@@ -109,7 +109,8 @@ def train(images: Tensor, tokens: Tensor, params: dict[str, Any]) -> CLIP:
     """
     torch.manual_seed(params["seed"])
     rng = torch.Generator().manual_seed(params["seed"])
-    words, packed = tokens.unique(return_inverse=True)  # sorted, so end-of-text stays the highest
+    # the words come sorted, so that end-of-text keeps the highest number
+    words, packed = torch.unique(tokens, return_inverse=True)
     text_cfg = MODEL["text_cfg"] | {"vocab_size": len(words)}
     model = CLIP(MODEL["embed_dim"], MODEL["vision_cfg"], text_cfg)
     for name, parameter in model.visual.named_parameters():
@@ -142,9 +143,10 @@ def train(images: Tensor, tokens: Tensor, params: dict[str, Any]) -> CLIP:
                 f"teacher: epoch {(step + 1) // steps}, loss {np.mean(losses[-steps:]):.3f}",
                 flush=True,
             )
-    table = torch.randn(VOCABULARY, MODEL["text_cfg"]["width"], generator=rng) * 0.02
+    width = MODEL["text_cfg"]["width"]
+    table = torch.randn(VOCABULARY, width, generator=rng) * 0.02
     table[words] = model.token_embedding.weight.detach()
-    model.token_embedding = torch.nn.Embedding.from_pretrained(table)
+    model.token_embedding = torch.nn.Embedding(VOCABULARY, width, _weight=table)
     return model.eval()
 
 
@@ -178,7 +180,7 @@ def main() -> None:
             f"teacher: {accuracy:.3f} of held-out single objects named, fewer than teacher.gate "
             f"{params['gate']} in {HERE / 'params.yaml'}: too weak to distil from. Train it longer."
         )
-    folder = HERE / "teacher"
+    folder = HERE / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
