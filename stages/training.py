@@ -232,7 +232,8 @@ def _latest(job: Job) -> State | None:
 def _read(file: Path) -> State | None:
     try:
         with safe_open(file, framework="pt") as content:
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            names = content.keys()  # what safe_open gives is no mapping: only this can be iterated
+            tensors = {name: content.get_tensor(name) for name in names}
             history: History = json.loads(content.metadata()["history"])
     except Exception:  # safetensors raises its own error, and OSError, for a damaged file
         return None
