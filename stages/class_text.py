@@ -15,15 +15,15 @@ from stages.errors import UserError
 from stages.job import Job, main
 from stages.models.teacher import Teacher
 from stages.params import Params
-from stages.sources.folder import class_names
+from stages.sources.class_list import class_list
 
 
 def run(params: Params, job: Job) -> None:
-    classes = class_names(params.source.classes)
+    classes = class_list(params.source.classes)
     teacher = Teacher(TEACHER, "cpu")
     embeddings = []
-    for name in classes:
-        prompts = [template.replace("{}", name) for template in params.class_text.templates]
+    for words in classes.values():
+        prompts = [template.replace("{}", words) for template in params.class_text.templates]
         for prompt in prompts:
             if teacher.too_long(prompt):
                 raise UserError(
@@ -31,7 +31,7 @@ def run(params: Params, job: Job) -> None:
                 )
         embeddings.append(teacher.embed_class(prompts))
     provenance = {
-        "classes": classes,
+        "classes": list(classes),
         "templates": list(params.class_text.templates),
         "temperature": teacher.temperature,
         "teacher": teacher.digest,

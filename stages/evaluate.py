@@ -52,7 +52,7 @@ from stages.method.average_precision import (
     per_class_average_precision,
 )
 from stages.method.debias import entropy
-from stages.method.types import Booleans, Floats
+from stages.method.types import Floats
 from stages.models.student import activation_maps, load_student, logits_of
 from stages.params import Params
 from stages.progress import meter, say
@@ -128,9 +128,10 @@ def _labelled(rows: pd.DataFrame, truth: pd.DataFrame, split: str) -> pd.DataFra
     return ids.merge(truth, on="image_id", how="inner")
 
 
-def _aligned(table: pd.DataFrame, truth: pd.DataFrame) -> tuple[Booleans, Floats]:
+def _aligned(table: pd.DataFrame, truth: pd.DataFrame) -> tuple[Floats, Floats]:
+    """What is known (0, 1, or NaN) and the scores, (images, classes) each."""
     scores = table.set_index("image_id").loc[truth["image_id"]].to_numpy(np.float32)
-    return class_values(GROUND_TRUTH, truth) > 0, scores
+    return class_values(GROUND_TRUTH, truth), scores
 
 
 def _rung(
@@ -156,7 +157,7 @@ def _metrics(ladder: pd.DataFrame, judged: dict[str, pd.DataFrame]) -> dict[str,
     of = ladder.set_index("rung")
     metrics: dict[str, Any] = {"labelled_images": {k: len(v) for k, v in judged.items()}}
     if len(judged["test"]):
-        absent = class_values(GROUND_TRUTH, judged["test"]).sum(axis=0) == 0
+        absent = np.nansum(class_values(GROUND_TRUTH, judged["test"]), axis=0) == 0
         metrics |= {
             "mAP": of.loc["student", "mAP"],
             "micro_AP": of.loc["student", "micro_AP"],
@@ -206,7 +207,8 @@ def _per_class(
     """Average precision of each class on every rung; empty where it is not defined."""
     table = pd.DataFrame({"class": classes, "bias": bias["bias"].round(4)})
     for split, truth in judged.items():
-        table[f"{split}_positives"] = class_values(GROUND_TRUTH, truth).sum(axis=0).astype(int)
+        positives = np.nansum(class_values(GROUND_TRUTH, truth), axis=0)
+        table[f"{split}_positives"] = positives.astype(int)
     for key, split, _ in RUNGS:
         found, scores = _aligned(tables[key], judged[split])
         values = (
@@ -229,8 +231,9 @@ def _precision_recall(
         if key == "student":
             columns += [(name, found[:, c], scores[:, c]) for c, name in enumerate(classes)]
         for name, t, s in columns:
-            if t.any():
-                precision, recall, _ = precision_recall_curve(t, s)
+            judged = ~np.isnan(t)
+            if (t[judged] > 0).any():
+                precision, recall, _ = precision_recall_curve(t[judged] > 0, s[judged])
                 at = np.unique(np.linspace(0, len(recall) - 1, points).round().astype(int))[::-1]
                 curve = {
                     "scorer": key,
@@ -248,7 +251,7 @@ def _training() -> pd.DataFrame:
     warmup, train = pd.read_csv(WARMUP_HISTORY), pd.read_csv(TRAIN_HISTORY)
     warmup["stage"], train["stage"], warmup["kept"] = "warmup", "train", 0
     train["epoch"] += len(warmup)
-    columns = ["epoch", "stage", "label_loss", "consistency_loss", "train_mAP", "kept"]
+    columns = ["epoch", "stage", "label_loss", "consistency_loss", "train_mAP", "exact_mAP", "kept"]
     parts = [part for part in (warmup, train) if len(part)]
     return pd.concat(parts)[columns].round(4) if parts else pd.DataFrame(columns=columns)
 

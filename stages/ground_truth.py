@@ -1,36 +1,79 @@
 """Stage `ground_truth`: what is known to be on the images, for evaluation alone.
 
-Reads the user's labels, if there are any, the class names and the index. Writes
+Reads the user's labels, if there are any, or a data set's, the class names and the index. Writes
 `data/ground_truth.parquet`, with rows for labelled images only; empty where there are no labels.
-A stage of its own, so that no path leads from a label to training.
+A stage of its own, so that no path leads from a label to training. NaN stands for a pair of image
+and class that is not judged.
 
     python -m stages.ground_truth
 """
 
 from __future__ import annotations
 
-from stages.artifacts import GROUND_TRUTH, INDEX, index_digest, read_table, write_table
+import pandas as pd
+
+from stages.artifacts import (
+    GROUND_TRUTH,
+    INDEX,
+    index_digest,
+    read_table,
+    write_table,
+)
 from stages.errors import UserError
 from stages.job import Job, main
-from stages.params import Params
+from stages.params import NONE, Params
 from stages.progress import say
-from stages.sources.folder import class_names, labels
+from stages.sources import coco, label_table, nuswide, voc
+from stages.sources.class_list import class_list
+from stages.sources.official import odd_classes, odd_labels
 
 
 def run(params: Params, job: Job) -> None:
     index, _ = read_table(INDEX)
-    classes = class_names(params.source.classes)
-    known = labels(params.source.labels, classes)
+    source = params.source
+    classes = list(class_list(params.source.classes))
+    known = labels(source.kind, source.labels, classes, source.difficult)
     strangers = ~known["image_id"].isin(index["image_id"])
     if len(known) and strangers.all():
         raise UserError(
-            f"{params.source.labels}: no image_id is in the index. "
+            f"{source.labels}: no image_id is in the index. "
             f"There it is {known['image_id'].iloc[0]!r}, here {index['image_id'].iloc[0]!r}"
         )
     if strangers.any():
         say(f"ground_truth: {strangers.sum()} labelled images are not in the index, and left out")
-    ordered = known.set_index("image_id").reindex(index["image_id"]).dropna().reset_index()
-    write_table(GROUND_TRUTH, ordered, {"index": index_digest(index)}, job.staging)
+    ordered = index[["image_id", "split"]].merge(known, on="image_id")
+    if len(ordered):
+        for odd in differences(source.kind, ordered, classes, source.difficult):
+            say(f"ground_truth: warning: {odd}")
+    provenance = {"index": index_digest(index)}
+    write_table(GROUND_TRUTH, ordered.drop(columns="split"), provenance, job.staging)
+
+
+def differences(
+    kind: str, known: pd.DataFrame, classes: list[str], difficult: voc.Difficult
+) -> list[str]:
+    """How a published data set's labels differ from what is published of them, in words."""
+    odd = odd_classes(kind, classes)
+    if difficult == "negative":
+        for split in ("train", "test"):
+            values = known.loc[known["split"] == split, classes].to_numpy()
+            odd += odd_labels(kind, split, classes, values)
+    return odd
+
+
+def labels(kind: str, path: str, classes: list[str], difficult: voc.Difficult) -> pd.DataFrame:
+    """`image_id` and a float32 column a class: 0, 1, or NaN; no rows for `data/none`."""
+    if kind == "folder" or path == NONE:
+        return label_table.labels(path, classes)
+    if kind == "coco2014":
+        found = coco.labels(path, classes)
+    elif kind == "nuswide":
+        found = nuswide.labels(path, classes)
+    elif kind == "nuswide_spml":
+        found = nuswide.recrawled_labels(path, classes)
+    else:
+        found = voc.labels(path, "2007" if kind == "voc2007" else "2012", classes, difficult)
+    return label_table.table(*found, classes)
 
 
 if __name__ == "__main__":

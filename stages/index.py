@@ -1,8 +1,8 @@
 """Stage `index`: which images there are, and which of them can be used.
 
-Reads the user's folder of photographs and decodes each once. Writes `data/index.parquet`, one row
-an image with its split, upright size, digest and status; the order of its rows is the order of
-everything that follows. A bad image is a row with a status, never a crash and never gone.
+Reads the user's photographs, or a data set's, and decodes each once. Writes `data/index.parquet`,
+one row an image with its split, upright size, digest and status; the order of its rows is the order
+of everything that follows. A bad image is a row with a status, never a crash and never gone.
 
     python -m stages.index
 """
@@ -23,15 +23,14 @@ from stages.images.decode import Inspection, inspect
 from stages.job import Job, main
 from stages.params import Params
 from stages.progress import meter, say
-from stages.sources.folder import Photograph, photographs
+from stages.sources import coco, folder, nuswide, voc
+from stages.sources.official import odd_images
+from stages.sources.photograph import Photograph
 
 
 def run(params: Params, job: Job) -> None:
     source = params.source
-    found, passed_over = photographs(params.source.root, params.source.test_folder)
-    if passed_over:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(8))
-        say(f"index: passed over as no images: {kinds}")
+    found = photographs(source.kind, source.root, source.test_folder)
     rows = []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -48,9 +47,30 @@ def run(params: Params, job: Job) -> None:
     index = pd.DataFrame(rows, columns=list(INDEX.columns))
     check(index, source.max_bad_share)
     counts = {split: int((index["split"] == split).sum()) for split in ("train", "test")}
+    for odd in odd_images(params.source.kind, counts):
+        say(f"index: warning: {odd}")
     bad = int((index["status"] != "ok").sum())
     say(f"index: {counts['train']} to train on, {counts['test']} held out; {bad} of them unusable")
     write_table(INDEX, index, {}, job.staging)
+
+
+def photographs(kind: str, root: str, test_folder: str) -> list[Photograph]:
+    """What a source of that kind says there is, whether or not it can be used."""
+    if kind == "folder":
+        found, passed_over = folder.photographs(root, test_folder)
+        if passed_over:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(8))
+            say(f"index: passed over as no images: {kinds}")
+        return found
+    if not Path(root).is_dir():
+        raise UserError(f"source.root in params.yaml: {root} is no folder")
+    if kind == "coco2014":
+        return coco.photographs(root)
+    if kind == "nuswide":
+        return nuswide.photographs(root)
+    if kind == "nuswide_spml":
+        return nuswide.recrawled_photographs(root)
+    return voc.photographs(root, "2007" if kind == "voc2007" else "2012")
 
 
 def _inspect(photo: Photograph, max_pixels: int) -> Inspection:
@@ -79,9 +99,7 @@ def check(index: pd.DataFrame, max_bad_share: float) -> None:
             f"source.max_bad_share {max_bad_share} in params.yaml. {_some(bad)}"
         )
     if not len(artifacts.usable(index, "train")):
-        raise UserError(
-            "no image to train on: all of them are below source.test_folder or unusable"
-        )
+        raise UserError("no image to train on: all of them are of the test split or unusable")
 
 
 def _some(bad: pd.DataFrame, count: int = 5) -> str:

@@ -16,7 +16,8 @@ from stages.images.decode import BadImage, decode
 from stages.images.views import global_view
 from stages.models.student import activation_maps, load_student, logits_of
 from stages.progress import meter
-from stages.sources.folder import Photograph, photographs, printable
+from stages.sources.folder import photographs
+from stages.sources.photograph import Photograph, printable
 
 MAX_PIXELS = 100_000_000
 

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from stages.errors import UserError
-from stages.sources.folder import class_names, labels, photographs
+from stages.sources.class_list import class_list
+from stages.sources.folder import photographs
+from stages.sources.label_table import labels
 from tests.conftest import Project
 from tests.test_images import noise, saved
 
@@ -89,14 +91,14 @@ def test_no_folder_and_no_image_are_errors_that_name_the_parameter(tmp_path):
 def test_a_file_of_class_names_is_checked(tmp_path, text, expected):
     (tmp_path / "c.txt").write_text(text)
     with pytest.raises(UserError, match=expected):
-        class_names(str(tmp_path / "c.txt"))
+        class_list(str(tmp_path / "c.txt"))
 
 
 def test_class_names_are_lines_without_blanks_comments_or_a_byte_order_mark(tmp_path):
     (tmp_path / "c.txt").write_text(
         "\ufeffdog\n\n  # animals\n  wild boar  \n<b>&\n", encoding="utf-8"
     )
-    assert class_names(str(tmp_path / "c.txt")) == ["dog", "wild boar", "<b>&"]
+    assert class_list(str(tmp_path / "c.txt")) == {name: name for name in ["dog", "wild boar", "<b>&"]}
 
 
 @pytest.mark.parametrize(

@@ -8,34 +8,44 @@ from sklearn.metrics import average_precision_score
 from stages.method.types import Booleans, Floats
 
 
-def per_class_average_precision(truth: Booleans, scores: Floats) -> Floats:
+def per_class_average_precision(truth: Booleans | Floats, scores: Floats) -> Floats:
     """Average precision of each class, in [0, 1]; NaN for a class without a positive.
 
-    truth, scores: (images, classes). The area under the stepwise curve, without interpolation.
+    truth, scores: (images, classes); where `truth` is NaN, the pair is left out. The area under
+    the stepwise curve, without interpolation.
     """
     return np.array(
         [
-            average_precision_score(t, s) if t.any() else np.nan
+            micro_average_precision(t[:, None], s[:, None])
             for t, s in zip(truth.T, scores.T, strict=True)
         ]
     )
 
 
-def mean_average_precision(truth: Booleans, scores: Floats) -> float:
+def mean_average_precision(truth: Booleans | Floats, scores: Floats) -> float:
     """Mean of the classes' average precisions; a class without a positive is left out.
 
     NaN if no class has one.
     """
-    defined = truth.any(axis=0)
-    if not defined.any():
-        return float("nan")
-    return float(per_class_average_precision(truth[:, defined], scores[:, defined]).mean())
+    of_each = per_class_average_precision(truth, scores)
+    defined = ~np.isnan(of_each)
+    return float(of_each[defined].mean()) if defined.any() else float("nan")
 
 
-def micro_average_precision(truth: Booleans, scores: Floats) -> float:
+def micro_average_precision(truth: Booleans | Floats, scores: Floats) -> float:
     """Average precision of all (image, class) pairs as one ranking; NaN without a positive."""
-    return (
-        float(average_precision_score(truth.ravel(), scores.ravel()))
-        if truth.any()
-        else float("nan")
-    )
+    judged = ~np.isnan(truth)
+    positive = truth[judged] > 0
+    if not positive.any():
+        return float("nan")
+    return float(average_precision_score(positive, scores[judged]))
+
+
+def published_training_map(labels: Floats, scores: Floats) -> float:
+    """The mAP by which the published script stops, in percent.
+
+    labels, scores: (images, classes). Only a label of exactly 1 is a positive, and a class without
+    one counts as 0.
+    """
+    of_each = per_class_average_precision(labels == 1, scores)
+    return 100 * float(np.nan_to_num(of_each).mean())

@@ -1,32 +1,15 @@
-"""A folder of photographs, in any tree; class names in a text file; labels, if any, in a table."""
+"""A folder of photographs, in any tree."""
 
 from __future__ import annotations
 
 import os
-import unicodedata
-import warnings
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote_from_bytes
-
-import pandas as pd
 
 from stages.errors import UserError
 from stages.images.decode import SUFFIXES
-from stages.params import NONE
-
-# columns of tables that also have one a class
-RESERVED = frozenset({"image_id", "class", "rank", "image", "status", "error"})
-
-
-class Photograph(NamedTuple):
-    """A file of the source. `error` is set where its name alone makes it unusable."""
-
-    image_id: str
-    path: str
-    split: str
-    error: str
+from stages.sources.photograph import Photograph, has_control, printable
 
 
 def photographs(
@@ -73,20 +56,11 @@ def _collect(folder: bytes, top: bytes, files: list[bytes], others: Counter[str]
             others[suffix or "without a suffix"] += 1
 
 
-def printable(name: bytes) -> str:
-    """A file's name as text that any file and terminal can take."""
-    return name.decode("utf-8", "backslashreplace")
-
-
-def _has_control(text: str) -> bool:
-    return any(unicodedata.category(character) == "Cc" for character in text)
-
-
 def _photograph(root: str, name: bytes, test_folder: str) -> Photograph:
     error = ""
     try:
         image_id = name.decode("utf-8")
-        if _has_control(image_id):
+        if has_control(image_id):
             error = "the name holds a control character"
     except UnicodeDecodeError:
         error = "the name is not UTF-8"
@@ -94,56 +68,3 @@ def _photograph(root: str, name: bytes, test_folder: str) -> Photograph:
         image_id = quote_from_bytes(name, safe="/ ")
     split = "test" if test_folder and image_id.startswith(f"{test_folder}/") else "train"
     return Photograph(image_id, (Path(root) / image_id).as_posix(), split, error)
-
-
-def class_names(path: str) -> list[str]:
-    """The class names of a text file, one a line; blank lines and lines with # are skipped."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"source.classes in params.yaml: {path}: {error}") from None
-    names = [line.strip() for line in lines]
-    names = [name for name in names if name and not name.startswith("#")]
-    if not names:
-        raise UserError(f"{path} names no class")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{path} names the class {name!r} twice")
-        if name in RESERVED or _has_control(name):
-            raise UserError(f"{path}: {name!r} cannot be the name of a class, it is a column's")
-    return names
-
-
-def labels(path: str, classes: list[str]) -> pd.DataFrame:
-    """Ground truth: a CSV of `image_id` and a 0/1 column a class; no rows for `data/none`.
-
-    Returns `image_id` and a float32 column for each of `classes`, in their order.
-    """
-    if path == NONE:
-        return pd.DataFrame(
-            {"image_id": pd.Series(dtype=str)} | {c: pd.Series(dtype="float32") for c in classes}
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
-            table = pd.read_csv(
-                path, dtype={"image_id": str}, keep_default_na=False, index_col=False
-            )
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        raise UserError(f"source.labels in params.yaml: {path}: {error}") from None
-    missing = [name for name in ["image_id", *classes] if name not in table.columns]
-    if missing:
-        raise UserError(f"{path} has no column {missing[0]!r} (source.labels in params.yaml)")
-    twice = table["image_id"][table["image_id"].duplicated()]
-    if len(twice):
-        raise UserError(
-            f"{path}, row {twice.index[0] + 2}: the image {twice.iloc[0]!r} comes twice"
-        )
-    for name in classes:
-        values = table[name].astype(str)
-        wrong = table.index[~values.isin({"0", "1", "0.0", "1.0"})]
-        if len(wrong):
-            raise UserError(
-                f"{path}, row {wrong[0] + 2}: {name} is {values[wrong[0]]!r}, neither 0 nor 1"
-            )
-    return table[["image_id", *classes]].astype(dict.fromkeys(classes, "float32"))

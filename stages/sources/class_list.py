@@ -1,0 +1,40 @@
+"""The class names: a text file, one a line, and what prompts call them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.errors import UserError
+from stages.sources.photograph import has_control
+
+# columns of tables that also have one a class
+RESERVED = frozenset({"image_id", "class", "rank", "image", "status", "error"})
+
+
+def class_list(path: str) -> dict[str, str]:
+    """The classes of a text file in their order, each with the words that prompts use.
+
+    A line is `name`, or `name = words`: `tvmonitor = tv monitor`. Blank lines and lines with # at
+    the start are skipped.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"source.classes in params.yaml: {path}: {error}") from None
+    classes: dict[str, str] = {}
+    for line in lines:
+        if not line.strip() or line.strip().startswith("#"):
+            continue
+        name, equals, words = (part.strip() for part in line.partition(" = "))
+        if not name or (equals and not words):
+            raise UserError(f"{path}: {line.strip()!r} is neither `name` nor `name = words`")
+        if name in classes:
+            raise UserError(f"{path} names the class {name!r} twice")
+        if name in RESERVED:
+            raise UserError(f"{path}: {name!r} cannot be the name of a class, it is a column's")
+        if has_control(line):
+            raise UserError(f"{path}: {line!r} holds a control character")
+        classes[name] = words or name
+    if not classes:
+        raise UserError(f"{path} names no class")
+    return classes

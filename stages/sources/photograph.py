@@ -1,0 +1,76 @@
+"""What every source gives: photographs, with ids and paths that are safe to use."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from stages.errors import UserError
+
+
+class Photograph(NamedTuple):
+    """A file of the source. `error` is set where its name alone makes it unusable."""
+
+    image_id: str
+    path: str
+    split: str
+    error: str
+
+
+def listed(
+    root: str, entries: Iterable[tuple[str, str]], split: str, where: str
+) -> list[Photograph]:
+    """Photographs of `split` that a list names: pairs of an id and a path below `root`.
+
+    where: the list's file, for errors. A path that is absolute, climbs with `..`, or is a link
+    that leaves `root` is refused. Whether a file is there is for the index to find out.
+    """
+    top = os.path.realpath(root)
+    folders: dict[str, str] = {}
+    found = []
+    for image_id, name in entries:
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts or not relative.parts:
+            raise UserError(f"{where}: {name!r} is no path below {root}")
+        if has_control(name) or has_control(image_id):
+            raise UserError(f"{where}: {name!r} holds a control character")
+        path = Path(root) / relative
+        parent = str(path.parent)
+        if parent not in folders:  # the same few folders hold all of a data set's files
+            folders[parent] = os.path.realpath(parent)
+        real = os.path.realpath(path) if path.is_symlink() else folders[parent]
+        if not f"{real}/".startswith(f"{top}/"):
+            raise UserError(f"{where}: {name!r} is a link that leaves {root}")
+        found.append(Photograph(image_id, path.as_posix(), split, ""))
+    return found
+
+
+def lines_of(path: Path, key: str) -> list[str]:
+    """The lines of a list, without blank ones; a final newline may be missing.
+
+    key: the parameter that led to it, for errors.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key} in params.yaml: {path} cannot be read: {reason(error)}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def reason(error: Exception) -> str:
+    """An exception in one line, for a message that names the file itself."""
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split())[:200] or type(error).__name__
+
+
+def printable(name: bytes) -> str:
+    """A file's name as text that any file and terminal can take."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+def has_control(text: str) -> bool:
+    """Whether there is a control character in `text`."""
+    return any(unicodedata.category(character) == "Cc" for character in text)
