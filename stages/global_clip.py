@@ -22,22 +22,30 @@ from stages.artifacts import (
     usable,
     write_store,
 )
+from stages.embedding import embed_parts
 from stages.images.loading import Photographs, batches
 from stages.job import Job, main
 from stages.models.teacher import Teacher
-from stages.params import Params
+from stages.params import LocalClip, Params
 from stages.resume import Arrays, in_blocks
 
 
 def run(params: Params, job: Job) -> None:
     index, _ = read_table(INDEX)
+    rows = usable(index)
+    size, kept = params.global_clip.view_size, params.global_clip.aspect == "keep"
     teacher = Teacher(TEACHER, machine.device())
-    teacher.check_size(params.global_clip.view_size, "global_clip.view_size")
-    photographs = Photographs(usable(index), params.global_clip.view_size)
+    teacher.take(size, "global_clip.view_size", aspect_kept=kept)
+    photographs = Photographs(rows, size)
+    whole = rows.assign(x0=0, y0=0, x1=rows["width"], y1=rows["height"])
+    keeping = LocalClip(view_size=size, source="original", aspect="keep", rounding="stride")
 
-    def embed(rows: range) -> Arrays:
+    def embed(block: range) -> Arrays:
+        if kept:
+            boxes = whole.iloc[block.start : block.stop]
+            return {"embedding": embed_parts(boxes, rows.set_index("image_id"), teacher, keeping)}
         parts = [
-            teacher.embed_images(views) for views in batches(photographs, rows, machine.batch())
+            teacher.embed_images(views) for views in batches(photographs, block, machine.batch())
         ]
         return {"embedding": torch.cat(parts).numpy()}
 

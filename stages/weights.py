@@ -18,107 +18,189 @@ from typing import Any
 import open_clip
 import torch
 import torchvision
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.modified_resnet import ModifiedResNet
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.artifacts import STUDENT_INIT, TEACHER
 from stages.errors import UserError
 from stages.job import Job, main
-from stages.models.student import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from stages.models.checkpoint import (
+    check_digest,
+    is_archive,
+    published_digest,
+    read_archive,
+    read_checkpoint,
+    reason,
+)
+from stages.models.student import IMAGENET_MEAN, IMAGENET_STD, build_backbone, published_name
 from stages.models.teacher import CONFIG, WEIGHTS
 from stages.models.weights import Note, save_weights
 from stages.params import NONE, Params
+from stages.params import Teacher as TeacherParams
 from stages.progress import say
+
+KEY = "teacher.checkpoint in params.yaml"
+STUDENT_KEY = "student.checkpoint in params.yaml"
 
 
 def run(params: Params, job: Job) -> None:
-    model, config = load_teacher(
-        params.teacher.model, params.teacher.pretrained, params.teacher.checkpoint
-    )
+    given = params.teacher
     folder = job.staging / TEACHER
-    checkpoint = params.teacher.checkpoint
-    origin = Path(checkpoint).name if checkpoint != NONE else params.teacher.pretrained
-    save_weights(
-        folder / WEIGHTS, model.state_dict(), {"model": params.teacher.model, "origin": origin}
-    )
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip reports every step of the loading
+    model, config = load_teacher(given)
+    own = config["preprocess_cfg"]
+    if given.normalisation == "imagenet":
+        config = config | {"preprocess_cfg": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}}
+    origin = Path(given.checkpoint).name if given.checkpoint != NONE else given.pretrained
+    save_weights(folder / WEIGHTS, model.state_dict(), {"model": given.model, "origin": origin})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    note = student_note(
-        params.student.arch, params.student.output_stride, params.student.weights, model, config
-    )
-    tensors = first_weights(note, model, params.student.checkpoint, params.seed)
+    keep_tokenizer(given, config, folder)
+
+    student = params.student
+    note: Note = {
+        "arch": student.arch,
+        "output_stride": student.output_stride,
+        "weights": student.weights,
+    }
+    if student.arch == "teacher_tower":
+        if not isinstance(model.visual, ModifiedResNet):
+            raise UserError(
+                "student.arch in params.yaml: this teacher's tower is no ResNet; use another arch"
+            )
+        note |= {"tower": config["model_cfg"]["vision_cfg"]} | own
+    else:
+        note |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    tensors = first_weights(note, model, student.checkpoint, params.seed)
     save_weights(job.staging / STUDENT_INIT, tensors, note)
 
 
-def load_teacher(name: str, pretrained: str, checkpoint: str) -> tuple[Any, dict[str, Any]]:
+def load_teacher(given: TeacherParams) -> tuple[Any, dict[str, Any]]:
     """An open_clip model in float32 on the CPU, and the configuration of its local-dir."""
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip reports every step of the loading
-    if name == "local-dir":
-        if not (Path(checkpoint) / CONFIG).is_file():
-            raise UserError(
-                f"teacher.checkpoint in params.yaml: {checkpoint} holds no {CONFIG}, which "
-                "`model: local-dir` wants"
-            )
-        identifier, source = f"local-dir:{checkpoint}", None
+    if given.model == "local-dir":
+        return _from_folder(Path(given.checkpoint), given.sha256)
+    shape = open_clip.get_model_config(given.model) if "/" not in given.model else None
+    if shape is None:
+        raise UserError(
+            f"teacher.model in params.yaml: open_clip knows no {given.model!r}; "
+            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+        )
+    if "hf_model_name" in shape["text_cfg"]:
+        raise UserError(
+            f"teacher.model in params.yaml: the text encoder of {given.model} is not open_clip's "
+            "own, and cannot be pinned"
+        )
+    if given.checkpoint != NONE:
+        model = _from_file(given, shape)
+        preprocess = _usual_preprocessing(given.model)
     else:
-        if open_clip.get_model_config(name) is None:
+        model = _from_tag(given.model, given.pretrained, shape)
+        preprocess = open_clip.get_model_preprocess_cfg(model)
+    normalisation = {key: list(preprocess[key]) for key in ("mean", "std")}
+    return model, {"model_cfg": shape, "preprocess_cfg": normalisation}
+
+
+def _from_folder(folder: Path, sha256: str) -> tuple[Any, dict[str, Any]]:
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{KEY}: {folder} holds no {CONFIG}, which `model: local-dir` wants")
+    if sha256 != "none":
+        check_digest(folder / WEIGHTS, sha256, KEY)
+    model = _created(f"local-dir:{folder}", None, str(folder))
+    shape = json.loads((folder / CONFIG).read_text())["model_cfg"]
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    normalisation = {key: list(preprocess[key]) for key in ("mean", "std")}
+    return model, {"model_cfg": shape, "preprocess_cfg": normalisation}
+
+
+def _from_tag(name: str, tag: str, shape: dict[str, Any]) -> Any:
+    if not open_clip.is_pretrained_cfg(name, tag):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise UserError(f"teacher.pretrained in params.yaml: {name} has no {tag!r}, but {tags}")
+    if open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"):
+        _want_quick_gelu(name, shape, tag)
+    say(f"weights: fetching {name} {tag} through open_clip, once")
+    return _created(name, tag, tag)
+
+
+def _from_file(given: TeacherParams, shape: dict[str, Any]) -> Any:
+    path = Path(given.checkpoint)
+    published = published_digest(given.model, path)
+    expected = given.sha256 if given.sha256 != "none" else published
+    if expected is not None:
+        check_digest(path, expected, KEY)
+    if is_archive(path):  # only OpenAI's are published in this form, all with QuickGELU
+        _want_quick_gelu(given.model, shape, path.name)
+        if expected is None:
             raise UserError(
-                f"teacher.model in params.yaml: open_clip knows no {name!r}; "
-                "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+                f"{KEY}: {path} is a TorchScript archive, which holds code: give its publisher's "
+                "`teacher.sha256`, or the file under the name that OpenAI gave it"
             )
-        if checkpoint == NONE and not open_clip.is_pretrained_cfg(name, pretrained):
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
-            raise UserError(
-                f"teacher.pretrained in params.yaml: {name} has no {pretrained!r}, but {tags}"
-            )
-        tag = open_clip.get_pretrained_cfg(name, pretrained) if checkpoint == NONE else {}
-        if tag.get("quick_gelu") and not open_clip.get_model_config(name).get("quick_gelu"):
-            raise UserError(
-                f"teacher.model in params.yaml: {pretrained} was trained with QuickGELU, which "
-                f"{name} is not; use {name}-quickgelu"
-            )
-        identifier, source = name, (checkpoint if checkpoint != NONE else pretrained)
-        if checkpoint == NONE:
-            say(f"weights: fetching {name} {pretrained} through open_clip, once")
+        tensors = read_archive(path, KEY)
+    else:
+        tensors = read_checkpoint(path, KEY)
+    model = _created(given.model, None, given.model)
+    tensors = convert_state_dict(model, {name: value.float() for name, value in tensors.items()})
+    if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
+        tensors = convert_to_custom_text_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{KEY}: {path} does not fit {given.model}: {reason(error)}") from None
+    return model
+
+
+def _want_quick_gelu(name: str, shape: dict[str, Any], origin: str) -> None:
+    if not shape.get("quick_gelu"):
+        raise UserError(
+            f"teacher.model in params.yaml: {origin} was trained with QuickGELU, which "
+            f"{name} is not; use {name}-quickgelu"
+        )
+
+
+def _created(identifier: str, pretrained: str | None, origin: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model: Any = open_clip.create_model(
-                identifier, pretrained=source, precision="fp32", device="cpu"
+            return open_clip.create_model(
+                identifier, pretrained=pretrained, precision="fp32", device="cpu"
             )
-    except (
-        Exception
-    ) as error:  # whatever a file of the wrong kind, or the hub, makes open_clip raise
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # whatever a folder of the wrong kind, or the hub, makes it raise
         raise UserError(
-            f"teacher in params.yaml: {source or checkpoint} cannot be loaded: {reason}"
+            f"teacher in params.yaml: {origin} cannot be loaded: {reason(error)}"
         ) from None
-    if name == "local-dir":
-        shape = json.loads((Path(checkpoint) / CONFIG).read_text())["model_cfg"]
-    else:
-        shape = open_clip.get_model_config(name)
-    preprocess = open_clip.get_model_preprocess_cfg(model)
-    return model, {
-        "model_cfg": shape,
-        "preprocess_cfg": {"mean": list(preprocess["mean"]), "std": list(preprocess["std"])},
-    }
 
 
-def student_note(
-    arch: str, output_stride: int, weights: str, teacher: Any, config: dict[str, Any]
-) -> Note:
-    """What `build_backbone` needs to know of the student, and the normalisation of its input."""
-    note: Note = {"arch": arch, "output_stride": output_stride, "weights": weights}
-    if arch != "teacher_tower":
-        note |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-        return note
-    if not isinstance(teacher.visual, ModifiedResNet):
+def _usual_preprocessing(name: str) -> dict[str, Any]:
+    """The normalisation of the input that the published weights of a model have in common."""
+    usual = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    published = []
+    for tag in tags:
+        config = open_clip.get_pretrained_cfg(name, tag)
+        published.append({key: tuple(config.get(key) or usual[key]) for key in usual})
+    if published and all(one == published[0] for one in published):
+        return published[0]
+    say(f"weights: taking it that {name} was trained with CLIP's usual mean and deviation")
+    return usual
+
+
+def keep_tokenizer(given: TeacherParams, config: dict[str, Any], folder: Path) -> None:
+    """Keep a tokenizer that is not part of open_clip beside the weights, for use offline."""
+    if "hf_tokenizer_name" not in config["model_cfg"].get("text_cfg", {}):
+        return
+    name = f"local-dir:{given.checkpoint}" if given.model == "local-dir" else given.model
+    try:
+        open_clip.get_tokenizer(name).save_pretrained(folder)
+    except ImportError:
         raise UserError(
-            "student.arch in params.yaml: this teacher's tower is no ResNet; use a resnet"
-        )
-    note |= {"tower": config["model_cfg"]["vision_cfg"]} | config["preprocess_cfg"]
-    return note
+            f"teacher.model in params.yaml: the tokenizer of {given.model} needs another package: "
+            "pip install 'ccd-pipeline[tokenizers]'"
+        ) from None
+    except Exception as error:  # whatever a missing file, or the hub, makes the tokenizer raise
+        raise UserError(
+            f"teacher in params.yaml: no tokenizer for {given.model}: {reason(error)}"
+        ) from None
 
 
 def first_weights(note: Note, teacher: Any, checkpoint: str, seed: int) -> dict[str, Tensor]:
@@ -130,27 +212,21 @@ def first_weights(note: Note, teacher: Any, checkpoint: str, seed: int) -> dict[
     if note["weights"] == "teacher":
         given = teacher.visual.state_dict()
     elif note["weights"] == "checkpoint":
-        given = _read_checkpoint(checkpoint)
+        given = read_checkpoint(Path(checkpoint), STUDENT_KEY)
     else:
         say(f"weights: fetching {note['arch']} {note['weights']} through torchvision, once")
         enum = torchvision.models.get_model_weights(note["arch"])[note["weights"]]
         given = enum.get_state_dict(progress=False, check_hash=True)
+    tensors = {}
     for name, value in expected.items():
-        if name not in given or given[name].shape != value.shape:
+        known = name if name in given else published_name(note["arch"], name)
+        if known not in given or given[known].shape != value.shape:
             raise UserError(
                 f"student in params.yaml: the weights do not fit {note['arch']}; they have "
-                + (f"{name} in another shape" if name in given else f"no {name}")
+                + (f"{known} in another shape" if known in given else f"no {known}")
             )
-    return {name: given[name] for name in expected}
-
-
-def _read_checkpoint(path: str) -> dict[str, Tensor]:
-    if not path.endswith(".safetensors"):
-        raise UserError(f"student.checkpoint in params.yaml: {path} is no safetensors file")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"student.checkpoint in params.yaml: {path}: {error}") from None
+        tensors[name] = given[known]
+    return tensors
 
 
 if __name__ == "__main__":

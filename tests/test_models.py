@@ -20,7 +20,8 @@ from stages.errors import UserError
 from stages.models.student import Student, build_student, logits_of
 from stages.models.teacher import Teacher, attention_pool, interpolate_positions
 from stages.models.weights import load_weights, save_weights
-from stages.weights import load_teacher, student_note
+from stages.params import Teacher as TeacherParams
+from stages.weights import load_teacher
 from tests.conftest import Project, write_tiny_teacher
 
 TOWER = {"layers": [1, 1, 1, 1], "width": 8}
@@ -29,6 +30,12 @@ TOWER = {"layers": [1, 1, 1, 1], "width": 8}
 @pytest.fixture(scope="module")
 def teacher(finished: Project) -> Teacher:
     return Teacher(finished / "data/weights/teacher", "cpu")
+
+
+def given(model: str, pretrained: str = "none", **others: object) -> TeacherParams:
+    values = {"checkpoint": "data/none", "sha256": "none", "normalisation": "own"} | others
+    values["checkpoint"] = str(values["checkpoint"])
+    return TeacherParams(model=model, pretrained=pretrained, **values)
 
 
 def views(n: int, height: int, width: int) -> torch.Tensor:
@@ -45,7 +52,7 @@ def test_at_its_native_size_the_tower_is_open_clips_own(teacher: Teacher):
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (3, 3), (5, 2), (1, 4)])
 def test_positions_are_interpolated_bilinearly_and_the_mean_token_is_kept(height: int, width: int):
     table = torch.randn(5, 6)
-    result = interpolate_positions(table, height, width)
+    result = interpolate_positions(table, height, width, "bilinear")
     assert torch.equal(result[0], table[0])
     for row in range(height):  # bilinear with pixel centres, clamped at the border, by hand
         for column in range(width):
@@ -64,7 +71,7 @@ def test_the_attention_pool_equals_one_built_for_that_grid(height: int, width: i
     torch.manual_seed(0)
     pool = AttentionPool2d(2, 64, 4, 16)
     features = torch.randn(2, 64, height, width)
-    positions = interpolate_positions(pool.positional_embedding, height, width)
+    positions = interpolate_positions(pool.positional_embedding, height, width, "bilinear")
     built = AttentionPool2d(2, 64, 4, 16)
     built.load_state_dict(pool.state_dict())
     built.positional_embedding = nn.Parameter(positions)
@@ -106,7 +113,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path):
 
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Evil()}))
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_teacher("RN50", "none", str(tmp_path / "evil.pt"))
+        load_teacher(given("RN50", checkpoint=tmp_path / "evil.pt"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -119,9 +126,10 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path):
         ("local-dir", "none", "holds no open_clip_config.json"),
     ],
 )
-def test_an_unknown_model_or_tag_is_named(name: str, tag: str, expected: str):
+def test_an_unknown_model_or_tag_is_named(name: str, tag: str, expected: str, tmp_path: Path):
+    wanted = given(name, tag) if tag != "none" else given(name, checkpoint=tmp_path)
     with pytest.raises(UserError, match=expected):
-        load_teacher(name, tag, "data/none")
+        load_teacher(wanted)
 
 
 def test_without_a_network_a_pretrained_tag_is_one_line(cold_project: Project):
@@ -141,26 +149,17 @@ def test_a_state_dict_file_of_a_named_model_is_loaded(tmp_path: Path):
 
     model = open_clip.create_model("RN50", precision="fp32")
     torch.save(model.state_dict(), tmp_path / "rn50.pt")
-    loaded, config = load_teacher("RN50", "none", str(tmp_path / "rn50.pt"))
+    loaded, config = load_teacher(given("RN50", checkpoint=tmp_path / "rn50.pt"))
     assert torch.equal(loaded.visual.conv1.weight, model.visual.conv1.weight)
     assert config["preprocess_cfg"]["mean"] == pytest.approx([0.4815, 0.4578, 0.4082], abs=1e-4)
 
 
-def student_of(arch: str, stride: int, classes: int = 3, boost: float = 3.0) -> Student:
+def student_of(
+    arch: str, stride: int, classes: int = 3, boost: float = 3.0, head: str = "prior"
+) -> Student:
     torch.manual_seed(0)
-    config = {
-        "model_cfg": {"vision_cfg": TOWER},
-        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
-    }
-    teacher = type("T", (), {"visual": object.__new__(_modified_resnet())})
-    note = student_note(arch, stride, "random", teacher, config) | {"boost": boost}
+    note = {"arch": arch, "output_stride": stride, "tower": TOWER, "boost": boost, "head": head}
     return build_student(note, classes).eval()
-
-
-def _modified_resnet():
-    from open_clip.modified_resnet import ModifiedResNet
-
-    return ModifiedResNet
 
 
 @pytest.mark.parametrize("arch", ["teacher_tower", "resnet18", "resnet34", "resnet50"])

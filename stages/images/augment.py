@@ -24,8 +24,8 @@ def strong(images: Tensor, jitter: tuple[float, ...]) -> Tensor:
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (n, 3, h, w) as floats of the given mean and deviation a channel, channels last."""
+    """Images (n, 3, h, w) of 0 … 255, of given mean and deviation a channel, channels last."""
     shape = (1, 3, 1, 1)
-    scaled = images.float().div_(255)
+    scaled = images.float() / 255
     scaled = (scaled - scaled.new_tensor(mean).view(shape)) / scaled.new_tensor(std).view(shape)
     return scaled.contiguous(memory_format=torch.channels_last)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -21,17 +24,37 @@ def view(image: Image.Image, box: Pixels, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def local_view_size(box: Pixels, longer: int, stride: int) -> tuple[int, int]:
-    """The size (width, height) of a local view: longer side given, aspect kept but for rounding.
+def part_of_squashed(squashed: Tensor, box: Pixels, size: tuple[int, int]) -> Tensor:
+    """The part in `box` of an image squashed to (3, side, side), at `size`: (3, h, w) float32.
 
-    Both sides are rounded to the tower's stride, so that no pixel falls off the last cell, and
-    views of one size can share a batch. At 640 and stride 32 that is at most 2.5 % of the longer
-    side; at the demo's 96, up to 17 %.
+    Enlarged as the published script does, bilinearly and without antialiasing.
     """
+    x0, y0, x1, y1 = box
+    part = squashed[None, :, y0:y1, x0:x1].float()
+    return F.interpolate(part, size=size[::-1], mode="bilinear", align_corners=False)[0]
+
+
+def view_size(
+    box: Pixels,
+    longer: int,
+    aspect: Literal["keep", "square"],
+    rounding: Literal["stride", "pixel"],
+    stride: int | None,
+) -> tuple[int, int]:
+    """The size (width, height) of a view whose longer side is given.
+
+    With its aspect kept, both sides are rounded to the tower's stride, so that no pixel falls off
+    the last cell and views of one size can share a batch: at 640 and stride 32 that is at most
+    2.5 % of the longer side, at the demo's 96, up to 17 %. Or they are cut to whole pixels, as in
+    the published script, but not below the stride.
+    """
+    if aspect == "square" or stride is None:
+        return longer, longer
     width, height = box[2] - box[0], box[3] - box[1]
-    scale = longer / max(width, height)
+    least = stride
 
     def rounded(side: int) -> int:
-        return max(stride, round(side * scale / stride) * stride)
+        exact = side * longer / max(width, height)
+        return max(least, int(exact) if rounding == "pixel" else round(exact / least) * least)
 
     return rounded(width), rounded(height)

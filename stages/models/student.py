@@ -1,4 +1,4 @@
-"""The student: a ResNet with a 1x1 head, which gives class activation maps in the same pass."""
+"""The student: a backbone with a 1x1 head, which gives class activation maps in the same pass."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -67,39 +68,94 @@ class _TowerTrunk(nn.Module):
         return x
 
 
+class _TransformerTrunk(nn.Module):
+    """A vision transformer without its classifier: its patches as a feature map.
+
+    Its positional embedding is interpolated (bicubic, the class token's kept) to the grid of
+    whatever image comes, so that maps may be drawn at another size than the training's.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.conv_proj = transformer.conv_proj
+        self.class_token = transformer.class_token
+        self.encoder = transformer.encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.conv_proj(x)
+        height, width = patches.shape[-2:]
+        tokens = torch.cat(
+            [self.class_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1
+        )
+        tokens = self.encoder.dropout(tokens + self._positions(height, width))
+        tokens = self.encoder.ln(self.encoder.layers(tokens))
+        features: Tensor = tokens[:, 1:].transpose(1, 2)
+        return features.reshape(*features.shape[:2], height, width)
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        table: Tensor = self.encoder.pos_embedding
+        side = round((table.shape[1] - 1) ** 0.5)
+        if (height, width) == (side, side):
+            return table
+        grid = table[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
 def build_backbone(note: Note) -> tuple[nn.Module, int]:
     """An untrained backbone of `note["arch"]` and the number of its features."""
     arch = note["arch"]
     if arch == "teacher_tower":
-        from open_clip.modified_resnet import ModifiedResNet
-
-        config = note["tower"]
-        tower = ModifiedResNet(
-            config["layers"], output_dim=1, heads=1, image_size=32, width=config["width"]
-        )
-        if note["output_stride"] == 16:
-            block: Any = tower.layer4[0]
-            block.avgpool = nn.Identity()
-            block.downsample[0] = nn.Identity()
-        return _TowerTrunk(tower), config["width"] * 32
-    resnet: Any = getattr(torchvision.models, arch)(weights=None)
+        return _tower(note)
+    network: Any = getattr(torchvision.models, arch)(weights=None)
+    if arch.startswith("vit"):
+        return _TransformerTrunk(network), network.hidden_dim
+    if arch.startswith("convnext"):
+        norm, _, linear = network.classifier
+        trunk = OrderedDict([("features", network.features), ("norm", norm)])
+        return nn.Sequential(trunk), linear.in_features
     if note["output_stride"] == 16:
-        block = resnet.layer4[0]
+        block: Any = network.layer4[0]
         (block.conv2 if hasattr(block, "conv3") else block.conv1).stride = (1, 1)
         block.downsample[0].stride = (1, 1)
-    features = resnet.fc.in_features
-    del resnet.fc, resnet.avgpool
-    return nn.Sequential(OrderedDict(resnet.named_children())), features
+    features = network.fc.in_features
+    del network.fc, network.avgpool
+    return nn.Sequential(OrderedDict(network.named_children())), features
+
+
+def _tower(note: Note) -> tuple[nn.Module, int]:
+    from open_clip.modified_resnet import ModifiedResNet
+
+    config = note["tower"]
+    tower = ModifiedResNet(
+        config["layers"], output_dim=1, heads=1, image_size=32, width=config["width"]
+    )
+    if note["output_stride"] == 16:
+        block: Any = tower.layer4[0]
+        block.avgpool = nn.Identity()
+        block.downsample[0] = nn.Identity()
+    return _TowerTrunk(tower), config["width"] * 32
+
+
+def published_name(arch: str, name: str) -> str:
+    """The name that torchvision's weights of `arch` have for the backbone's tensor `name`."""
+    if arch.startswith("convnext") and name.startswith("norm."):
+        return name.replace("norm.", "classifier.0.", 1)
+    return name
 
 
 def build_student(note: Note, classes: int) -> Student:
-    """An untrained student, channels last; its head expects one positive class an image."""
+    """An untrained student, channels last.
+
+    Its head is torch's own (`note["head"]` is library) or expects one positive class an image.
+    """
     backbone, features = build_backbone(note)
     student = Student(backbone, features, classes, note["boost"])
-    nn.init.normal_(student.head.weight, std=0.01)
-    rate = torch.tensor(1 / max(classes, 2))
-    assert student.head.bias is not None
-    nn.init.constant_(student.head.bias, float(torch.logit(rate)))
+    if note["head"] == "prior":
+        nn.init.normal_(student.head.weight, std=0.01)
+        rate = torch.tensor(1 / max(classes, 2))
+        assert student.head.bias is not None
+        nn.init.constant_(student.head.bias, float(torch.logit(rate)))
     return student.to(memory_format=torch.channels_last)
 
 

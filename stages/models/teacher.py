@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from open_clip import create_model, get_tokenizer
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transformer import VisionTransformer
 from torch import Tensor
+from torch.func import functional_call
 
 from stages.errors import UserError
 from stages.images.augment import normalise
@@ -22,9 +27,10 @@ CONFIG = "open_clip_config.json"
 
 
 class Teacher:
-    """CLIP's two encoders, with its own normalisation of the input.
+    """CLIP's two encoders, with the normalisation of the input that its folder gives.
 
-    stride: sides of a view are multiples of it, for a tower that takes any size, otherwise None.
+    stride: pixels a cell of the tower's grid, None for a tower that takes squares of one size only.
+    dim: length of an embedding.
     temperature: of the softmax, as the contrastive training left it.
     """
 
@@ -32,45 +38,93 @@ class Teacher:
         # open_clip reports every step of the loading through the root logger
         logging.getLogger().setLevel(logging.ERROR)
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        self.folder = folder
+        self.dim = int(config["model_cfg"]["embed_dim"])
         self.digest = str(verified(folder / WEIGHTS)[1]["sha256"])
         self.device = device
         self.model: Any = create_model(f"local-dir:{folder}", device=device).eval()
-        self.tokenizer = get_tokenizer(f"local-dir:{folder}")
         self.mean = tuple(config["preprocess_cfg"]["mean"])
         self.std = tuple(config["preprocess_cfg"]["std"])
         self.temperature = float(1 / self.model.logit_scale.detach().exp())
         self.tower = self.model.visual
-        self.stride = 32 if isinstance(self.tower, ModifiedResNet) else None
+        self.stride: int | None = None
+        if isinstance(self.tower, ModifiedResNet):
+            self.stride = 32
+        elif isinstance(self.tower, VisionTransformer):
+            self.stride = int(self.tower.patch_size[0])
         self._positions: dict[tuple[int, int], Tensor] = {}
 
-    def check_size(self, size: int, key: str) -> None:
-        """Refuse, in the name of the parameter `key`, a view size the tower cannot take."""
-        native = self.tower.image_size
-        native = native if isinstance(native, int) else native[0]
-        if self.stride is None and size != native:
-            raise UserError(
-                f"`{key}` is {size}, but this teacher's tower takes views of {native} only"
-            )
-        if self.stride is not None and (size % self.stride or size < self.stride):
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the teacher's words; only the text embeddings need it."""
+        return get_tokenizer(f"local-dir:{self.folder}")
+
+    def take(self, size: int, key: str, *, aspect_kept: bool, in_pixels: bool = False) -> None:
+        """Prepare for views of `size`, or refuse, in the name of the parameter `key`.
+
+        aspect_kept: views need not be square; in_pixels: nor multiples of the stride.
+        """
+        if self.stride is None:
+            if aspect_kept:
+                raise UserError(
+                    f"`{key}` keeps the views' aspect, but this teacher's tower takes squares only"
+                )
+            self._resize(size, key)
+        elif size % self.stride or size < self.stride:
             raise UserError(
                 f"`{key}` is {size}; it must be a multiple of the tower's stride, {self.stride}"
             )
+        elif in_pixels and not isinstance(self.tower, ModifiedResNet):
+            raise UserError("`local_clip.rounding: pixel` is for a teacher whose tower is a ResNet")
+
+    def _resize(self, size: int, key: str) -> None:
+        """Set a timm tower to squares of `size`, by timm's own means."""
+        native = self.tower.image_size
+        native = tuple(native) if isinstance(native, Iterable) else (native, native)
+        if native == (size, size):
+            return
+        trunk: Any = getattr(self.tower, "trunk", None)
+        if not hasattr(trunk, "set_input_size"):
+            raise UserError(
+                f"`{key}` is {size}, but this teacher's tower takes views of {native[0]} only"
+            )
+        patch = trunk.patch_embed.patch_size[0]
+        if size % patch:
+            raise UserError(f"`{key}` is {size}; it must be a multiple of the tower's {patch}")
+        self.tower.set_input_size((size, size))
 
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
-        """Unit embeddings (n, dim) float32 of uint8 views (n, 3, h, w)."""
+        """Unit embeddings (n, dim) float32 of views (n, 3, h, w) of 0 … 255."""
         images = normalise(views.to(self.device), self.mean, self.std)
-        if not isinstance(self.tower, ModifiedResNet):
-            return F.normalize(self.tower(images), dim=-1).float().cpu()
-        x = self.tower.stem(images)
+        if isinstance(self.tower, ModifiedResNet):
+            embeddings = self._of_resnet(images)
+        elif isinstance(self.tower, VisionTransformer):
+            embeddings = self._of_transformer(images)
+        else:
+            embeddings = self.tower(images)
+        return F.normalize(embeddings, dim=-1).float().cpu()
+
+    def _of_resnet(self, x: Tensor) -> Tensor:
+        x = self.tower.stem(x)
         for layer in (self.tower.layer1, self.tower.layer2, self.tower.layer3, self.tower.layer4):
             x = layer(x)
         height, width = x.shape[-2:]
         if (height, width) not in self._positions:
             table = self.tower.attnpool.positional_embedding
-            self._positions[height, width] = interpolate_positions(table, height, width)
-        pooled = attention_pool(self.tower.attnpool, x, self._positions[height, width])
-        return F.normalize(pooled, dim=-1).float().cpu()
+            self._positions[height, width] = interpolate_positions(table, height, width, "bilinear")
+        return attention_pool(self.tower.attnpool, x, self._positions[height, width])
+
+    def _of_transformer(self, x: Tensor) -> Tensor:
+        """open_clip's own forward pass, its positional embedding resized as open_clip does."""
+        patch = self.tower.patch_size
+        grid = x.shape[-2] // patch[0], x.shape[-1] // patch[1]
+        if grid not in self._positions:
+            table = self.tower.positional_embedding
+            self._positions[grid] = interpolate_positions(table, *grid, "bicubic")
+        positions = {"positional_embedding": self._positions[grid]}
+        embeddings: Tensor = functional_call(self.tower, positions, (x,))
+        return embeddings
 
     @torch.inference_mode()
     def embed_class(self, prompts: list[str]) -> Tensor:
@@ -82,21 +136,29 @@ class Teacher:
     def too_long(self, prompt: str) -> bool:
         """Whether the text encoder would cut the prompt off."""
         context = int(self.tokenizer.context_length)
+        if isinstance(self.tokenizer, HFTokenizer):
+            return len(self.tokenizer.tokenizer(prompt).input_ids) > context
         longer = self.tokenizer([prompt], context_length=context + 64)
         return int((longer != 0).sum()) > context
 
 
-def interpolate_positions(table: Tensor, height: int, width: int) -> Tensor:
-    """The positional embedding of an attention pool, for a grid of another size.
+def interpolate_positions(
+    table: Tensor, height: int, width: int, mode: Literal["bilinear", "bicubic"]
+) -> Tensor:
+    """A tower's positional embedding, for a grid of another size.
 
-    table: (side * side + 1, dim), the mean token's first. That one is kept, the others are
-    interpolated bilinearly as a picture, as the paper's code does. Returns (height * width + 1,
-    dim).
+    table: (side * side + 1, dim), the mean or class token's first. That one is kept, the others are
+    interpolated as a picture: bilinearly for an attention pool, as the paper's code does, or
+    bicubically with antialiasing, as open_clip does for a transformer. Returns
+    (height * width + 1, dim).
     """
     side = round((len(table) - 1) ** 0.5)
+    if (height, width) == (side, side):
+        return table
     grid = table[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    if (height, width) != (side, side):
-        grid = F.interpolate(grid, size=(height, width), mode="bilinear", align_corners=False)
+    grid = F.interpolate(
+        grid, size=(height, width), mode=mode, align_corners=False, antialias=mode == "bicubic"
+    )
     return torch.cat([table[:1], grid.flatten(2)[0].T])
 
 
