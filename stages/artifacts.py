@@ -66,9 +66,11 @@ GLOBAL_SCORES = Table(Path("data/global_scores.parquet"), "ccd.scores/1", ID, pe
 INITIAL_LABELS = Table(Path("data/initial_labels.parquet"), "ccd.labels/1", ID, per_class=True)
 CAM_BOXES = Table(
     Path("data/cam_boxes.parquet"),
-    "ccd.boxes/1",
-    VIEW | {"score": "float32", "x0": "int32", "y0": "int32", "x1": "int32", "y1": "int32"},
-)
+    "ccd.boxes/2",
+    # edges in pixels of the upright original, and of the square that the student saw
+    VIEW | {"score": "float32"} | dict.fromkeys(("x0", "y0", "x1", "y1"), "int32")
+    | dict.fromkeys(("u0", "v0", "u1", "v1"), "int32"),
+)  # fmt: skip
 LOCAL_SCORES = Table(Path("data/local_scores.parquet"), "ccd.view_scores/1", VIEW, per_class=True)
 LOCAL_LABELS = Table(Path("data/local_labels.parquet"), "ccd.labels/1", ID, per_class=True)
 PSEUDO_LABELS = Table(Path("data/pseudo_labels.parquet"), "ccd.labels/1", ID, per_class=True)

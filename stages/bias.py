@@ -28,7 +28,7 @@ from stages.artifacts import (
 from stages.errors import UserError
 from stages.job import Job, main
 from stages.method.debias import class_bias, debias, entropy_limit_in_nats, label_floor
-from stages.method.similarity import class_probabilities
+from stages.method.similarity import PROBABILITIES
 from stages.params import Params
 
 
@@ -47,7 +47,8 @@ def run(params: Params, job: Job) -> None:
 
     readable = usable(index)
     ok = (index["status"] == "ok").to_numpy()
-    p = class_probabilities(images["embedding"][ok], texts["embedding"], temperature)
+    similarity = PROBABILITIES[params.labels.precision]
+    p = similarity(images["embedding"][ok], texts["embedding"], temperature)
     train = (readable["split"] == "train").to_numpy()
     limit = entropy_limit_in_nats(params.bias.entropy_limit, params.bias.entropy_unit, len(classes))
     measured = class_bias(p[train], limit, params.bias.min_count)

@@ -35,7 +35,7 @@ from stages.errors import UserError
 from stages.job import Job, main
 from stages.method.debias import debias, label_floor
 from stages.method.fusion import fuse, pool_views
-from stages.method.similarity import class_probabilities
+from stages.method.similarity import PROBABILITIES
 from stages.params import Params
 
 
@@ -51,16 +51,18 @@ def run(params: Params, job: Job) -> None:
         raise UserError(f"{LOCAL_CLIP.path} was made from other boxes: run `dvc repro`")
     classes = class_columns(INITIAL_LABELS, initial)
     if (
-        not of_texts["classes"] == of_boxes["asked"] == classes
+        not of_texts["classes"] == of_boxes.get("asked", classes) == classes
         or of_texts["teacher"] != of_views["teacher"]
     ):
         raise UserError("the labels, views and class names do not belong together: run `dvc repro`")
     learned = params.labels.temperature == "learned"
     temperature = of_texts["temperature"] if learned else float(params.labels.temperature)
 
-    p = class_probabilities(views["embedding"], texts["embedding"], temperature)
+    p = PROBABILITIES[params.labels.precision](views["embedding"], texts["embedding"], temperature)
     rows = pd.Index(initial["image_id"]).get_indexer(pd.Index(boxes["image_id"]))
     local, viewed = pool_views(p, rows, len(initial))
+    if params.fuse_labels.no_view == "zeros":
+        viewed[:] = True  # a row of zeros counts as what was seen
     if params.fuse_labels.debias:
         local = debias(
             local, bias["bias"].to_numpy(), label_floor(params.labels.floor, len(classes))

@@ -231,13 +231,14 @@ def sample_cards(tables: dict[str, pd.DataFrame], maps: Floats, samples: int) ->
     of right views, the worst the least.
     """
     boxes, scores, truth = tables["cam_boxes"], tables["local_scores"], tables["ground_truth"]
-    known = truth.set_index("image_id") > 0
-    asked = _value_of(scores, list(scores["class"]))
-    right = pd.Series(asked, index=boxes.index)
+    known, classes = truth.set_index("image_id") > 0, class_columns(LOCAL_SCORES, scores)
+    # a view that asks for no class of ours is of the one that the teacher sees on it
+    asked = boxes["class"].where(boxes["class"].isin(classes), _best(scores))
+    right = pd.Series(_value_of(scores, list(asked)), index=boxes.index)
     if boxes["image_id"].isin(known.index).any():
         boxes = boxes[boxes["image_id"].isin(known.index)]
         rows = known.loc[boxes["image_id"]].to_numpy()
-        columns = known.columns.get_indexer(pd.Index(boxes["class"]))
+        columns = known.columns.get_indexer(pd.Index(asked[boxes.index]))
         right = pd.Series(rows[np.arange(len(rows)), columns].astype(float), index=boxes.index)
         text = (
             "Sorted by the share of an image's views whose class is on it (the paper's Figure 11)."
@@ -260,6 +261,12 @@ def sample_cards(tables: dict[str, pd.DataFrame], maps: Floats, samples: int) ->
     return {"samples": [group for group in groups if group["cards"]], "samples_text": text}
 
 
+def _best(table: pd.DataFrame) -> pd.Series:
+    """Of every row, the name of the class with the greatest value."""
+    columns = pd.Index(class_columns(LOCAL_SCORES, table), dtype=object)
+    return pd.Series(columns[class_values(LOCAL_SCORES, table).argmax(axis=1)], index=table.index)
+
+
 def _value_of(table: pd.DataFrame, names: list[str]) -> Floats:
     """Of every row, the value in the column that `names` gives for it."""
     columns = class_columns(LOCAL_SCORES, table)
@@ -276,14 +283,13 @@ def _card(
     own = tables["cam_boxes"][tables["cam_boxes"]["image_id"] == image_id].head(6)
     classes = list(tables["bias"]["class"])
     views = []
-    for view in own.to_dict("records"):
-        position = own.index[int(view["rank"])]
+    for position, view in zip(own.index, own.to_dict("records"), strict=True):
         p = tables["local_scores"].loc[position, classes].sort_values(ascending=False).head(3)
         views.append(
             {
                 "class": view["class"],
                 "on": view["class"] in on,
-                "photo": _picture(_heated(image, maps[position].astype(np.float32))),
+                "photo": _picture(_heated(image, maps[position]) if len(maps) else image),
                 "left": round(100 * view["x0"] / image.width, 2),
                 "top": round(100 * view["y0"] / image.height, 2),
                 "width": round(100 * (view["x1"] - view["x0"]) / image.width, 2),
@@ -321,7 +327,9 @@ def _card(
 
 def _heated(image: Image.Image, unit_map: Floats) -> Image.Image:
     """The image with a map laid over it, from blue (0) to yellow (1)."""
-    heat = Image.fromarray(unit_map).resize(image.size, Image.Resampling.BILINEAR)
+    heat = Image.fromarray(unit_map.astype(np.float32)).resize(
+        image.size, Image.Resampling.BILINEAR
+    )
     level = np.clip(np.asarray(heat), 0, 1) * (len(HEAT) - 1)
     channels = [np.interp(level, range(len(HEAT)), HEAT[:, c]) for c in range(3)]
     return Image.blend(image, Image.fromarray(np.stack(channels, -1).astype(np.uint8)), 0.5)

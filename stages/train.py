@@ -16,6 +16,7 @@ from stages.artifacts import (
     PSEUDO_LABELS,
     STUDENT,
     TRAIN_HISTORY,
+    WARMUP_HISTORY,
     WARMUP_OPTIMISER,
     WARMUP_STUDENT,
     class_columns,
@@ -27,14 +28,14 @@ from stages.artifacts import (
 from stages.errors import UserError
 from stages.images.loading import Photographs
 from stages.job import Job, main
-from stages.method.stopping import first_local_minimum
+from stages.method.stopping import first_local_minimum, published_stop
 from stages.models.student import build_student
 from stages.models.weights import load_weights, save_weights
 from stages.params import Params
 from stages.progress import say
-from stages.training import Recipe, State, state_of_epoch, train_epochs
+from stages.training import History, Recipe, State, state_of_epoch, train_epochs
 
-COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "kept"]
+COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "exact_mAP", "kept"]
 
 
 def run(params: Params, job: Job) -> None:
@@ -58,6 +59,7 @@ def run(params: Params, job: Job) -> None:
         params.train.jitter,
         params.train.stop_positive,
     )
+    warmed_up = pd.read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()
     state, best = State(weights, moments, []), None
     for state in train_epochs(
         job,
@@ -71,11 +73,10 @@ def run(params: Params, job: Job) -> None:
         params.seed,
         machine.device(),
     ):
-        if params.train.stop == "first_local_minimum":
-            best = first_local_minimum([epoch["train_mAP"] for epoch in state.history])
-            if best is not None:
-                say(f"train: the gain in mAP was least in epoch {best + 1}; that one is kept")
-                break
+        best = kept_epoch(params.train.stop, warmed_up, state.history)
+        if best is not None:
+            say(f"train: {params.train.stop} is reached; epoch {best + 1} is kept")
+            break
     history = pd.DataFrame(state.history, columns=COLUMNS)
     kept = len(history) if best is None else best + 1
     history["kept"] = (history["epoch"] == kept).astype(int)
@@ -83,6 +84,19 @@ def run(params: Params, job: Job) -> None:
         state = state_of_epoch(job, kept)
     save_weights(job.staging / STUDENT, state.weights, note | {"epoch": kept})
     history.to_csv(job.staging / TRAIN_HISTORY, index=False, lineterminator="\n")
+
+
+def kept_epoch(stop: str, warmed_up: list[float], history: History) -> int | None:
+    """Where in `history` the epoch is that the rule keeps; None as long as it goes on.
+
+    warmed_up: the mAP of the epochs before, counted as the published script does.
+    """
+    if stop == "first_local_minimum":
+        return first_local_minimum([epoch["train_mAP"] for epoch in history])
+    if stop == "published":
+        found = published_stop([*warmed_up, *(epoch["exact_mAP"] for epoch in history)])
+        return None if found is None else max(found - len(warmed_up), 0)
+    return None
 
 
 if __name__ == "__main__":

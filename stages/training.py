@@ -22,7 +22,7 @@ from stages.errors import UserError
 from stages.images.augment import normalise, strong, weak
 from stages.images.loading import Photographs, batches
 from stages.job import Job
-from stages.method.average_precision import mean_average_precision
+from stages.method.average_precision import mean_average_precision, published_training_map
 from stages.method.objective import consistency_loss, label_loss
 from stages.method.types import Floats
 from stages.models.student import Student, logits_of
@@ -100,6 +100,7 @@ def train_epochs(
                     "label_loss": losses[0],
                     "consistency_loss": losses[1],
                     "train_mAP": quality,
+                    "exact_mAP": published_training_map(labels, predicted),
                 }
             )
             weights = {

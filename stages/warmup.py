@@ -33,7 +33,7 @@ from stages.params import Params
 from stages.training import Recipe, State, train_epochs
 
 POSITIVE = 0.5  # a label at least this large counts as positive for the training mAP
-COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP"]
+COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "exact_mAP"]
 
 
 def run(params: Params, job: Job) -> None:
@@ -45,6 +45,7 @@ def run(params: Params, job: Job) -> None:
     backbone, note = load_weights(STUDENT_INIT)
     note |= {
         "boost": params.student.boost,
+        "head": params.student.head,
         "size": params.student.input_size,
         "classes": classes,
         "index": digest,

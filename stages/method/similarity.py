@@ -21,3 +21,22 @@ def class_probabilities(
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     classes /= np.linalg.norm(classes, axis=1, keepdims=True)
     return softmax(images @ classes.T / temperature, axis=1).astype(np.float32)
+
+
+def class_probabilities_in_half(
+    image_embeddings: Floats, class_embeddings: Floats, temperature: float
+) -> Floats:
+    """`class_probabilities` of unit vectors, rounded as the published script rounds on a GPU.
+
+    Vectors, similarities and probabilities are in half precision, so that similarities near 20
+    are 1/64 apart and probabilities near 1 become 1; sums are kept in single precision.
+    """
+    images = np.float16(1 / temperature) * image_embeddings.astype(np.float16)
+    classes = class_embeddings.astype(np.float16)
+    products = images.astype(np.float32) @ classes.astype(np.float32).T
+    p = softmax(products.astype(np.float16).astype(np.float32), axis=1)
+    rounded: Floats = p.astype(np.float16).astype(np.float32)
+    return rounded
+
+
+PROBABILITIES = {"double": class_probabilities, "half": class_probabilities_in_half}

@@ -19,3 +19,17 @@ def first_local_minimum(history: Sequence[float]) -> int | None:
         if following > gain:
             return epoch
     return None
+
+
+def published_stop(history: Sequence[float]) -> int | None:
+    """The epoch that the published script keeps: the one after the minimum, if it comes.
+
+    history: the mAP of the training predictions in percent, one an epoch since the very first.
+    The gain of the first epoch counts as 100. The script keeps the first epoch that gains more
+    than the one before it. Returns its position in `history`, or None.
+    """
+    gains = [100.0, *(after - before for before, after in pairwise(history))]
+    for epoch, (before, gain) in enumerate(pairwise(gains), start=1):
+        if gain > before:
+            return epoch
+    return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
+from scipy.ndimage import find_objects, label
 
 from stages.method.types import Booleans, Floats
 
@@ -22,6 +25,33 @@ def candidate_threshold(scores: Floats, mean_views: float) -> float:
 def candidates(scores: Floats, threshold: float) -> Booleans:
     """(images, classes): True where a class gets a local view, that is where it is >= threshold."""
     return scores >= threshold
+
+
+def search_threshold(
+    scores_of_parts: Iterable[Floats], start: float, mean_views: float, step: float = 0.001
+) -> float:
+    """The published script's threshold: from `start` upwards, a step for each part of the images.
+
+    scores_of_parts: scores (images, classes) of one part after the other. The first threshold at
+    which a part has mean_views - 1 to mean_views + 1 candidates an image is taken (4 to 6 as
+    published); if the parts end before, the last one reached. It never looks below `start`.
+    """
+    threshold = start
+    for scores in scores_of_parts:
+        found = float(candidates(scores, threshold).sum(axis=1).mean())
+        if mean_views - 1 < found < mean_views + 1:
+            return threshold
+        threshold += step
+    return threshold
+
+
+def above_class_mean(scores: Floats) -> Floats:
+    """How far each score (images, classes) is above the mean of its class over the images.
+
+    A class that is a little likely everywhere, then, is no candidate everywhere.
+    """
+    above: Floats = scores - scores.mean(axis=0, keepdims=True)
+    return above
 
 
 def scale_to_unit(activation: Floats) -> Floats:
@@ -51,6 +81,52 @@ def region_box(unit_map: Floats, threshold: float) -> Box:
         (columns[-1] + 1) / width,
         (rows[-1] + 1) / height,
     )
+
+
+def region_boxes(unit_map: Floats, threshold: float) -> list[Box]:
+    """As `region_box`, but one for each connected region (cells that touch, corners included)."""
+    height, width = unit_map.shape
+    regions, _ = label(unit_map > threshold, structure=np.ones((3, 3)))
+    return [
+        (columns.start / width, rows.start / height, columns.stop / width, rows.stop / height)
+        for rows, columns in find_objects(regions)
+    ]
+
+
+def first_last_box(activation: Floats, threshold: float) -> Box:
+    """The published script's box: from the first to the last active cell in reading order.
+
+    Its rows are those of the tight box, its columns just those of these two cells, and the last
+    row and column are not inside. activation: (height, width), not scaled; the script adds 1e-5 to
+    the range by which it divides. Where it crashes, for want of an active cell, the greatest one
+    is taken.
+    """
+    height, width = activation.shape
+    low, high = activation.min(), activation.max()
+    active = np.flatnonzero((activation - low) / (high - low + np.float32(1e-5)) > threshold)
+    ends = active[[0, -1]] if len(active) else np.repeat(activation.argmax(), 2)
+    (y0, y1), (x0, x1) = np.divmod(ends, width)
+    return min(x0, x1) / width, y0 / height, max(x0, x1) / width, y1 / height
+
+
+def grid_boxes(side: int) -> list[Box]:
+    """side x side boxes that tile the image, row by row (the paper's Figure 3d)."""
+    return [
+        (column / side, row / side, (column + 1) / side, (row + 1) / side)
+        for row in range(side)
+        for column in range(side)
+    ]
+
+
+def random_boxes(count: int, rng: np.random.Generator) -> list[Box]:
+    """Boxes anywhere in the image (the paper's Figure 3c; their sizes are not published).
+
+    Each side is a quarter to three quarters of the image's.
+    """
+    sides = rng.uniform(0.25, 0.75, (count, 2))
+    corners = rng.uniform(0, 1, (count, 2)) * (1 - sides)
+    boxes = np.hstack([corners, corners + sides]).tolist()
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
 
 
 def expand_box(box: Box, offset: float) -> Box:
