@@ -24,8 +24,8 @@ table2: $(VENV)/installed .dvc/config.local
 	python -m experiments.table2
 
 $(VENV)/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed; make PYTHON=/path/to/it demo"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' \
+	  || { echo "Python 3.11.4 or newer is needed; make PYTHON=/path/to/it demo"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	pip install --quiet --editable .
 	touch $@

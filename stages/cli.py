@@ -81,6 +81,45 @@ def predict(
 
 
 @app.command()
+def preset(
+    dataset: Annotated[
+        str,
+        typer.Argument(help="voc12, voc07, coco, nuswide, nuswide_official, folder (yours), demo."),
+    ],
+    recipe: Annotated[
+        str,
+        typer.Option(help="paper (its text), official (its script) or recommended (this project)."),
+    ] = "recommended",
+) -> None:
+    """Print a params.yaml: `ccd preset voc12 --recipe paper > params.yaml`."""
+    from stages.presets.preset import preset as text_of
+
+    try:
+        sys.stdout.write(text_of(dataset, recipe))
+    except UserError as error:
+        _fail(str(error), code=2)
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="voc07, voc12, coco or nuswide.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Download it.")] = False,
+) -> None:
+    """Say what a published data set is, where from and under what terms; with --yes, get it."""
+    from stages.sources.fetch import description
+    from stages.sources.fetch import fetch as fetch_data_set
+
+    try:
+        typer.echo(description(dataset))
+        if yes:
+            fetch_data_set(dataset, typer.echo)
+        else:
+            typer.echo(f"Nothing was downloaded. `ccd fetch {dataset} --yes` does it.")
+    except UserError as error:
+        _fail(str(error))
+
+
+@app.command()
 def ladder() -> None:
     """Show the last evaluation: every label and classifier, from the teacher to the student."""
     import pandas as pd

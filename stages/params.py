@@ -19,6 +19,10 @@ from stages.errors import UserError
 PARAMS_FILE = Path("params.yaml")
 NONE = "data/none"  # DVC wants every dependency to exist: this one stands for "no such file"
 
+OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
+    ("convnext_tiny", "convnext_small", "convnext_base"), 32
+)
+
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -32,18 +36,30 @@ class Section(BaseModel):
 
 
 class Source(Section):
+    kind: Literal["folder", "voc2007", "voc2012", "coco2014", "nuswide", "nuswide_spml"]
     root: str
     classes: str
     labels: str
     test_folder: str
+    difficult: Literal["negative", "positive", "ignore"]
     max_pixels: Count
     max_bad_share: Share
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> Self:
+        if self.kind != "folder" and self.test_folder:
+            raise ValueError(f"{self.kind} says itself what is for testing: `test_folder` is ''")
+        if not self.kind.startswith("voc") and self.difficult != "negative":
+            raise ValueError(f"{self.kind} knows no difficult objects: `difficult` is negative")
+        return self
 
 
 class Teacher(Section):
     model: str
     pretrained: str
     checkpoint: str
+    sha256: Annotated[str, Field(pattern="^(none|[0-9a-f]{64})$")]
+    normalisation: Literal["own", "imagenet"]
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -53,14 +69,28 @@ class Teacher(Section):
                 "give either `pretrained` (a tag of open_clip) or `checkpoint` (a path); "
                 f"the other one is `none` or `{NONE}`"
             )
+        if self.sha256 != "none" and self.checkpoint == NONE:
+            raise ValueError("`sha256` is for a `checkpoint`; a `pretrained` tag has its own")
         return self
 
 
 class Student(Section):
-    arch: Literal["teacher_tower", "resnet18", "resnet34", "resnet50", "resnet101"]
+    arch: Literal[
+        "teacher_tower",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "convnext_tiny",
+        "convnext_small",
+        "convnext_base",
+        "vit_b_16",
+        "vit_b_32",
+    ]
     weights: Literal["teacher", "random", "checkpoint", "IMAGENET1K_V1", "IMAGENET1K_V2"]
     checkpoint: str
     output_stride: Literal[16, 32]
+    head: Literal["prior", "library"]
     boost: Positive
     input_size: Side
 
@@ -70,8 +100,14 @@ class Student(Section):
             raise ValueError(f"`weights: teacher` wants `arch: teacher_tower`, not {self.arch}")
         if self.weights.startswith("IMAGENET") and self.arch == "teacher_tower":
             raise ValueError("`arch: teacher_tower` has no ImageNet weights; use `teacher`")
-        if self.weights == "IMAGENET1K_V2" and self.arch in ("resnet18", "resnet34"):
+        if self.weights == "IMAGENET1K_V2" and self.arch not in ("resnet50", "resnet101"):
             raise ValueError(f"torchvision has no IMAGENET1K_V2 of {self.arch}; use IMAGENET1K_V1")
+        if self.arch in OWN_STRIDE and self.output_stride != OWN_STRIDE[self.arch]:
+            raise ValueError(f"the `output_stride` of {self.arch} is {OWN_STRIDE[self.arch]}")
+        if self.arch.startswith("vit") and self.input_size % self.output_stride:
+            raise ValueError(
+                f"`input_size` of {self.arch} is no multiple of its patch, {self.output_stride}"
+            )
         if self.input_size < 2 * self.output_stride:
             raise ValueError(
                 f"`input_size` must be twice `output_stride`: {2 * self.output_stride}"
@@ -96,10 +132,12 @@ class ClassText(Section):
 
 class GlobalClip(Section):
     view_size: Side
+    aspect: Literal["squash", "keep"]
 
 
 class Labels(Section):
     temperature: Literal["learned"] | Positive
+    precision: Literal["double", "half"]
     floor: Literal["one_over_classes"] | Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -121,20 +159,48 @@ class Warmup(Section):
 
 
 class CamBoxes(Section):
-    selection: Literal["quantile", "fixed"]
+    views: Literal["cam", "random", "grid", "file"]
+    boxes: str
+    selection: Literal["quantile", "fixed", "search"]
     mean_views: Positive
     threshold: Share
+    margin: Literal["none", "class_mean"]
     input_size: Side
     cam_threshold: Annotated[float, Field(ge=0, lt=1)]
+    box: Literal["tight", "first_last", "regions"]
     offset: Share
+
+    @model_validator(mode="after")
+    def _views_have_what_they_need(self) -> Self:
+        if (self.views == "file") != (self.boxes != NONE):
+            raise ValueError(f"`views: file` and `boxes` other than {NONE} go together")
+        if self.views == "random" and self.mean_views % 1:
+            raise ValueError("`views: random` makes as many an image: `mean_views` must be whole")
+        if self.views == "grid" and self.mean_views**0.5 % 1:
+            raise ValueError("`views: grid` is square: `mean_views` must be 1, 4, 9, 16, …")
+        if self.margin != "none" and self.selection != "quantile":
+            raise ValueError(f"`margin: {self.margin}` is for `selection: quantile` alone")
+        if self.selection == "search" and self.mean_views <= 1:
+            raise ValueError("`selection: search` accepts mean_views ± 1, which must be above 0")
+        return self
 
 
 class LocalClip(Section):
     view_size: Side
+    source: Literal["original", "resized"]
+    aspect: Literal["keep", "square"]
+    rounding: Literal["stride", "pixel"]
+
+    @model_validator(mode="after")
+    def _rounding_is_of_a_kept_aspect(self) -> Self:
+        if self.aspect == "square" and self.rounding == "pixel":
+            raise ValueError("with `aspect: square` there is nothing to round: `rounding: stride`")
+        return self
 
 
 class FuseLabels(Section):
     debias: bool
+    no_view: Literal["keep", "zeros"]
     alpha: Share
 
 
@@ -142,7 +208,7 @@ class Train(Section):
     epochs: Annotated[int, Field(ge=0)]
     consistency: Annotated[float, Field(ge=0)]
     jitter: Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
-    stop: Literal["first_local_minimum", "last_epoch"]
+    stop: Literal["first_local_minimum", "published", "last_epoch"]
     stop_positive: Share
 
     @model_validator(mode="after")
@@ -172,6 +238,16 @@ class Params(Section):
     fuse_labels: FuseLabels
     train: Train
     report: Report
+
+    @model_validator(mode="after")
+    def _maps_have_whole_cells(self) -> Self:
+        stride = self.student.output_stride
+        if self.student.arch.startswith("vit") and self.cam_boxes.input_size % stride:
+            raise ValueError(
+                f"`cam_boxes.input_size` is no multiple of the patch of {self.student.arch}, "
+                f"{stride}"
+            )
+        return self
 
 
 def parse_params(raw: Any, path: Path = PARAMS_FILE) -> Params:
@@ -217,7 +293,7 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"`{key}` is missing"
     if problem["type"] == "value_error":
-        return f"`{key}`: {problem['ctx']['error']}"
+        return f"`{key}`: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
     return f"`{key}` is {problem['input']!r}: {problem['msg'].lower()}"
 
 

@@ -1,0 +1,1 @@
+"""Ready parameters: recipes, data sets, and what puts them together."""

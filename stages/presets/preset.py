@@ -1,0 +1,50 @@
+"""Ready `params.yaml` files: a recipe and a data set laid over the commented values of the demo."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.errors import UserError
+from stages.params import read_yaml
+
+HERE = Path(__file__).parent
+DEMO = "demo"
+
+
+def names() -> tuple[list[str], list[str]]:
+    """The data sets and the recipes there are."""
+    known = read_yaml(HERE / "recipes.yaml")
+    return [*known["datasets"], DEMO], list(known["recipes"])
+
+
+def preset(dataset: str, recipe: str) -> str:
+    """The text of a `params.yaml`; raises `UserError` for an unknown name."""
+    template = (HERE / "demo.yaml").read_text(encoding="utf-8")
+    datasets, recipes = names()
+    if dataset not in datasets:
+        raise UserError(f"no preset for {dataset!r}, but for {', '.join(datasets)}")
+    if recipe not in recipes:
+        raise UserError(f"no recipe {recipe!r}, but {', '.join(recipes)}")
+    if dataset == DEMO:
+        return template
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    content: Any = yaml.load(template.replace("the demo's values", f"{dataset}'s, recipe {recipe}"))
+    known = read_yaml(HERE / "recipes.yaml")
+    for overlay in (known["recipes"][recipe], known["datasets"][dataset]):
+        for section, values in overlay.items():
+            for key, value in values.items():
+                if isinstance(value, list):  # in place: a comment hangs on the last item
+                    content[section][key][0] = value[0]
+                    content[section][key].extend(value[1:])
+                else:
+                    content[section][key] = value
+    text = io.StringIO()
+    yaml.dump(content, text)
+    return text.getvalue()
