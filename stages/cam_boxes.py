@@ -130,7 +130,8 @@ def augmented_scores(
     torch.manual_seed(seed)
     order = torch.randperm(len(rows)).tolist()
     for views in batches(Photographs(rows, note["size"]), order, PART):
-        parts = torch.tensor_split(weak(views), range(machine.batch(), len(views), machine.batch()))
+        mirrored, batch = weak(views), machine.batch()
+        parts = [mirrored[start : start + batch] for start in range(0, len(mirrored), batch)]
         maps = torch.cat([activation_maps(student, note, part, device) for part in parts])
         yield logits_of(maps).sigmoid().numpy()
 

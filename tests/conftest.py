@@ -49,17 +49,19 @@ MINI = {
 }
 
 
-def write_tiny_teacher(folder: Path, seed: int = 0) -> None:
-    """An untrained CLIP as an open_clip local-dir."""
+def write_tiny_teacher(
+    folder: Path, mean: tuple[float, ...] = (0.5,) * 3, std: tuple[float, ...] = (0.25,) * 3
+) -> None:
+    """An untrained CLIP as an open_clip local-dir, fit for input of that mean and deviation."""
     from open_clip.model import CLIP
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = CLIP(TINY_CLIP["embed_dim"], TINY_CLIP["vision_cfg"], TINY_CLIP["text_cfg"])
     for name, parameter in model.visual.named_parameters():
         if name.endswith("bn3.weight"):
             torch.nn.init.ones_(parameter)
     torch.nn.init.constant_(model.logit_scale, float(np.log(12)))
-    _spread(model)
+    _spread(model, mean, std)
     folder.mkdir(parents=True)
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()},
@@ -73,14 +75,16 @@ def write_tiny_teacher(folder: Path, seed: int = 0) -> None:
 
 
 @torch.no_grad()
-def _spread(model: Any) -> None:
+def _spread(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Centre both encoders' outputs, so that an untrained CLIP tells images and words apart."""
     from open_clip import SimpleTokenizer
 
     model.eval()
     photos = [draw_photo(np.random.default_rng([5, n]))[0].resize((64, 64)) for n in range(32)]
     pixels = torch.from_numpy(np.stack([np.asarray(p) for p in photos])).permute(0, 3, 1, 2)
-    images = model.encode_image((pixels / 255 - 0.5) / 0.25)
+    shape = (1, 3, 1, 1)
+    inputs = (pixels / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    images = model.encode_image(inputs)
     model.visual.attnpool.c_proj.bias -= images.mean(dim=0)
     texts = model.encode_text(
         SimpleTokenizer(context_length=20)([f"a photo of the {c}" for c in MINI_CLASSES])

@@ -98,7 +98,9 @@ def test_class_names_are_lines_without_blanks_comments_or_a_byte_order_mark(tmp_
     (tmp_path / "c.txt").write_text(
         "\ufeffdog\n\n  # animals\n  wild boar  \n<b>&\n", encoding="utf-8"
     )
-    assert class_list(str(tmp_path / "c.txt")) == {name: name for name in ["dog", "wild boar", "<b>&"]}
+    assert class_list(str(tmp_path / "c.txt")) == {
+        name: name for name in ["dog", "wild boar", "<b>&"]
+    }
 
 
 @pytest.mark.parametrize(

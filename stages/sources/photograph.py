@@ -32,12 +32,12 @@ def listed(
     folders: dict[str, str] = {}
     found = []
     for image_id, name in entries:
-        relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts or not relative.parts:
-            raise UserError(f"{where}: {name!r} is no path below {root}")
+        for given in (PurePosixPath(image_id), PurePosixPath(name)):
+            if given.is_absolute() or ".." in given.parts or not given.parts:
+                raise UserError(f"{where}: {str(given)!r} is no path below {root}")
         if has_control(name) or has_control(image_id):
             raise UserError(f"{where}: {name!r} holds a control character")
-        path = Path(root) / relative
+        path = Path(root) / name
         parent = str(path.parent)
         if parent not in folders:  # the same few folders hold all of a data set's files
             folders[parent] = os.path.realpath(parent)
