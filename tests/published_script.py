@@ -31,15 +31,23 @@ def load(path: Path, side: int) -> Tensor:
 def embed(tower: Any, image: Tensor) -> Tensor:
     """CLIP's unit embedding of one image of any size; positions interpolated for its grid."""
     height, width = image.shape[-2:]
-    rows, columns = math.ceil(height / 2) // 16, math.ceil(width / 2) // 16
     x = tower.stem(image[None])
     x = tower.layer4(tower.layer3(tower.layer2(tower.layer1(x))))
-    assert x.shape[-2:] == (rows, columns)
-    pool = tower.attnpool
-    table = pool.positional_embedding
+    assert x.shape[-2:] == (grid_of(height), grid_of(width))
+    pooled = attend(tower.attnpool, x[0])
+    return pooled / pooled.norm()
+
+
+def grid_of(side: int) -> int:
+    """How many cells the tower makes of a side, in pixels."""
+    return math.ceil(side / 2) // 16
+
+
+def positions(table: Tensor, rows: int, columns: int) -> Tensor:
+    """The positional embedding for a grid: bilinear, pixel centres aligned, the first one kept."""
     side = math.isqrt(len(table) - 1)
-    grid = torch.empty(rows, columns, table.shape[1])
-    for r in range(rows):  # bilinear, pixel centres aligned, clamped at the border
+    found = [table[0]]
+    for r in range(rows):
         for c in range(columns):
             y = min(max((r + 0.5) * side / rows - 0.5, 0.0), side - 1.0)
             z = min(max((c + 0.5) * side / columns - 0.5, 0.0), side - 1.0)
@@ -49,19 +57,24 @@ def embed(tower: Any, image: Tensor) -> Tensor:
             cell = [table[1 + a * side + b] for a in (y0, y1) for b in (z0, z1)]
             upper = (1 - fz) * cell[0] + fz * cell[1]
             lower = (1 - fz) * cell[2] + fz * cell[3]
-            grid[r, c] = (1 - fy) * upper + fy * lower
-    tokens = x[0].flatten(1).T
+            found.append((1 - fy) * upper + fy * lower)
+    return torch.stack(found)
+
+
+def attend(pool: Any, features: Tensor) -> Tensor:
+    """Attention pooling of one feature map (dim, h, w), every token asking every other."""
+    tokens = features.flatten(1).T
     tokens = torch.cat([tokens.mean(0, keepdim=True), tokens])
-    tokens = tokens + torch.cat([table[:1], grid.flatten(0, 1)])
+    tokens = tokens + positions(pool.positional_embedding, *features.shape[1:])
     queries, keys, values = pool.q_proj(tokens), pool.k_proj(tokens), pool.v_proj(tokens)
-    heads, width = pool.num_heads, tokens.shape[1] // pool.num_heads
+    width = tokens.shape[1] // pool.num_heads
     answers = []
-    for h in range(heads):
+    for h in range(pool.num_heads):
         part = slice(h * width, (h + 1) * width)
         weights = (queries[:, part] @ keys[:, part].T / math.sqrt(width)).softmax(dim=-1)
         answers.append(weights @ values[:, part])
-    pooled = pool.c_proj(torch.cat(answers, dim=1))[0]
-    return pooled / pooled.norm()
+    answer: Tensor = pool.c_proj(torch.cat(answers, dim=1))[0]
+    return answer
 
 
 def softmax_in_half(image: np.ndarray, texts: np.ndarray, factor: float) -> np.ndarray:
