@@ -144,8 +144,11 @@ def write_table(table: Table, frame: pd.DataFrame, provenance: Provenance, under
     fields = [
         pa.field(name, pa.type_for_alias(types[name]), nullable=False) for name in frame.columns
     ]
+    columns = [  # a NaN stays a NaN: nothing is ever null
+        pa.array(frame[field.name].to_numpy(), field.type, from_pandas=False) for field in fields
+    ]
     note = {"schema": table.schema} | ({"classes": classes} if table.per_class else {}) | provenance
-    arrow = pa.Table.from_pandas(frame, schema=pa.schema(fields), preserve_index=False)
+    arrow = pa.Table.from_arrays(columns, schema=pa.schema(fields))
     note["sha256"] = _digest(note, _columns(arrow))
     path = under / table.path
     path.parent.mkdir(parents=True, exist_ok=True)

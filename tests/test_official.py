@@ -70,7 +70,7 @@ def official(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> 
     write_tiny_teacher(root / "teacher", tuple(script.MEAN), tuple(script.STD))
     project = Project(root, warm)
     project.set(**QUIRKS)
-    project.repro()
+    project.repro("train")
     return project
 
 

@@ -78,6 +78,54 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
         ({"student__input_size": 31}, "`student.input_size` is 31"),
         ({"student__output_stride": 32, "student__input_size": 48}, "must be twice"),
         ({"student__arch": "resnet18", "student__weights": "IMAGENET1K_V2"}, "no IMAGENET1K_V2 of"),
+        ({"source__kind": "voc2012"}, "`source`: voc2012 says itself what is for testing"),
+        ({"source__difficult": "ignore"}, "`source`: folder knows no difficult objects"),
+        ({"teacher__sha256": "abc"}, "`teacher.sha256` is 'abc'"),
+        (
+            {
+                "teacher__pretrained": "openai",
+                "teacher__checkpoint": "data/none",
+                "teacher__sha256": "0" * 64,
+            },
+            "`sha256` is for a `checkpoint`",
+        ),
+        ({"student__arch": "vit_b_16", "student__weights": "teacher"}, "wants `arch: teacher_tow"),
+        (
+            {"student__arch": "vit_b_32", "student__weights": "random"},
+            "the `output_stride` of vit_b_32 is 32",
+        ),
+        (
+            {
+                "student__arch": "vit_b_16",
+                "student__weights": "random",
+                "student__input_size": 100,
+            },
+            "no multiple of its patch, 16",
+        ),
+        (
+            {
+                "student__arch": "vit_b_16",
+                "student__weights": "random",
+                "cam_boxes__input_size": 90,
+            },
+            "`cam_boxes.input_size` is no multiple of the patch of vit_b_16, 16",
+        ),
+        ({"cam_boxes__views": "file"}, "`views: file` and `boxes` other than data/none go toget"),
+        ({"cam_boxes__boxes": "b.csv"}, "`views: file` and `boxes` other than data/none go toget"),
+        ({"cam_boxes__views": "grid"}, "`mean_views` must be 1, 4, 9, 16"),
+        (
+            {"cam_boxes__views": "random", "cam_boxes__mean_views": 2.5},
+            "`mean_views` must be whole",
+        ),
+        (
+            {"cam_boxes__margin": "class_mean", "cam_boxes__selection": "fixed"},
+            "`margin: class_mean` is for `selection: quantile` alone",
+        ),
+        ({"cam_boxes__selection": "search", "cam_boxes__mean_views": 1}, "mean_views ± 1"),
+        (
+            {"local_clip__aspect": "square", "local_clip__rounding": "pixel"},
+            "there is nothing to round",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(tmp_path, change, expected):

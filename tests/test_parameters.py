@@ -1,0 +1,139 @@
+"""Every parameter does what it says: changing it changes the artifact that it should.
+
+Those whose change reaches further stages by a row of docs/invalidation.md are proved there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torchvision
+
+from tests.conftest import MINI_CLASSES, Project, write_tiny_teacher
+from tests.declarations import leaves
+from tests.test_invalidation import rows
+
+NOTHING: dict[str, Any] = {}
+BOXES = "data/cam_boxes.parquet"
+LOCAL = "data/local_clip.zarr/embedding/**/*"
+# parameter, another value, what else is set before and after, the stage, what must change
+CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
+    ("source.root", "photos/train", NOTHING, "index", "data/index.parquet"),
+    ("source.test_folder", "train", NOTHING, "index", "data/index.parquet"),
+    (
+        "source.max_pixels", 128 * 120, {"source.max_bad_share": 1.0}, "index", "data/index.parquet"
+    ),
+    ("source.classes", "fewer.txt", NOTHING, "class_text", "data/class_text.zarr/**/*"),
+    ("teacher.checkpoint", "another", NOTHING, "weights", "data/weights/teacher/*.safetensors"),
+    ("teacher.normalisation", "imagenet", NOTHING, "weights", "data/weights/teacher/*config.json"),
+    ("student.weights", "random", NOTHING, "weights", "data/weights/student_init.safetensors"),
+    (
+        "student.arch", "resnet18", {"student.weights": "random"}, "weights",
+        "data/weights/student_init.safetensors",
+    ),
+    (
+        "student.checkpoint", "b.pth",
+        {"student.arch": "resnet18", "student.weights": "checkpoint"},
+        "weights", "data/weights/student_init.safetensors",
+    ),
+    ("student.head", "library", NOTHING, "warmup", "data/warmup/student.safetensors"),
+    ("optimiser.batch", 6, NOTHING, "warmup", "data/warmup/student.safetensors"),
+    (
+        "global_clip.aspect", "keep", {"global_clip.view_size": 128}, "global_clip",
+        "data/global_clip.zarr/embedding/**/*",
+    ),
+    ("labels.precision", "half", NOTHING, "bias", "data/initial_labels.parquet"),
+    ("bias.entropy_unit", "nats", {"bias.entropy_limit": 0.95}, "bias", "data/bias.parquet"),
+    ("bias.min_count", 1000, NOTHING, "bias", "data/bias.parquet"),
+    ("cam_boxes.views", "random", NOTHING, "cam_boxes", BOXES),
+    ("cam_boxes.boxes", "two.csv", {"cam_boxes.views": "file"}, "cam_boxes", BOXES),
+    ("cam_boxes.selection", "search", {"cam_boxes.threshold": 0.01}, "cam_boxes", BOXES),
+    ("cam_boxes.threshold", 0.01, {"cam_boxes.selection": "fixed"}, "cam_boxes", BOXES),
+    ("cam_boxes.margin", "class_mean", NOTHING, "cam_boxes", BOXES),
+    ("cam_boxes.input_size", 96, NOTHING, "cam_boxes", BOXES),
+    ("cam_boxes.box", "first_last", NOTHING, "cam_boxes", BOXES),
+    (
+        "cam_boxes.box", "regions", {"cam_boxes.cam_threshold": 0.6, "cam_boxes.mean_views": 4.0},
+        "cam_boxes", BOXES,
+    ),
+    ("local_clip.source", "resized", NOTHING, "local_clip", LOCAL),
+    ("local_clip.aspect", "square", NOTHING, "local_clip", LOCAL),
+    ("local_clip.rounding", "pixel", NOTHING, "local_clip", LOCAL),
+    ("train.stop", "published", NOTHING, "train", "data/classifier/*"),
+    ("report.samples", 2, NOTHING, "report", "data/report/index.html"),
+]  # fmt: skip
+ELSEWHERE = {
+    "source.kind": "test_published_sources",
+    "source.difficult": "test_published_sources",
+    "source.labels": "test_invalidation",
+    "source.max_bad_share": "test_sources: too many bad images stop the run",
+    "teacher.model": "test_teachers: an archive, a state dict and safetensors",
+    "teacher.pretrained": "test_models: without a network",
+    "teacher.sha256": "test_teachers: a file with another digest",
+    "fuse_labels.no_view": "below",
+}
+
+
+@pytest.fixture
+def supplied(project: Project) -> Project:
+    """With what the cases' values name."""
+    (project / "fewer.txt").write_text("\n".join(MINI_CLASSES[:2]))
+    write_tiny_teacher(project / "another", mean=(0.4,) * 3)
+    for name, lowest in (("one.csv", 50), ("two.csv", 60)):
+        (project / name).write_text(f"image_id,x0,y0,x1,y1\ntrain/00000.jpg,0,0,40,{lowest}\n")
+    for seed, name in enumerate(("a.pth", "b.pth")):
+        torch.manual_seed(seed)
+        torch.save(torchvision.models.resnet18(weights=None).state_dict(), project / name)
+    return project
+
+
+BEFORE = {"cam_boxes.boxes": "one.csv", "student.checkpoint": "a.pth"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "others", "stage", "artifact"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES]
+)
+def test_a_parameter_changes_the_artifact_it_should(
+    supplied: Project, key: str, value: Any, others: dict[str, Any], stage: str, artifact: str
+):
+    if key in BEFORE:
+        others = others | {key: BEFORE[key]}
+    supplied.set(**{name.replace(".", "__"): given for name, given in others.items()})
+    if others:
+        supplied.stage(stage)
+    before = supplied.digests(artifact)
+    assert before
+    supplied.set(**{key.replace(".", "__"): value})
+    supplied.stage(stage)
+    assert supplied.digests(artifact) != before
+
+
+def test_every_parameter_is_proved_here_or_where_it_is_said():
+    reaching = {
+        change.strip("`").partition(":")[0]
+        for change, stages in rows()
+        if change.startswith("`") and len(stages) > 1
+    }
+    proved = reaching | {case[0] for case in CASES} | set(ELSEWHERE)
+    assert leaves() <= proved, leaves() - proved
+
+
+def test_an_image_without_a_view_keeps_its_label_or_has_zeros_mixed_in(supplied: Project):
+    supplied.set(cam_boxes__views="file", cam_boxes__boxes="one.csv")
+    for stage in ("cam_boxes", "local_clip", "fuse_labels"):
+        supplied.stage(stage)
+    initial = pd.read_parquet(supplied / "data/initial_labels.parquet").set_index("image_id")
+    kept = pd.read_parquet(supplied / "data/pseudo_labels.parquet").set_index("image_id")
+    viewed = initial.index == "train/00000.jpg"
+    assert (kept[~viewed] == initial[~viewed]).all(axis=None)
+    assert not (kept[viewed] == initial[viewed]).all(axis=None)
+    supplied.set(fuse_labels__no_view="zeros")
+    supplied.stage("fuse_labels")
+    mixed = pd.read_parquet(supplied / "data/pseudo_labels.parquet").set_index("image_id")
+    bias = pd.read_parquet(supplied / "data/bias.parquet")["bias"].to_numpy()
+    expected = 0.4 * initial[~viewed] + 0.6 * (0.25 / bias)
+    assert (mixed[~viewed] - expected.clip(0, 1)).abs().max(axis=None) < 1e-6
+    assert (mixed[viewed] == kept[viewed]).all(axis=None)
