@@ -1,17 +1,21 @@
-# make demo   install into .venv and run the whole pipeline on the demo world
-# make test   install what the tests need, then lint, types and tests
-# make table2 measure what each module of the method adds, on three seeds of the demo world
+# make demo        install into .venv and run the whole pipeline on the demo world
+# make install    only install
+# make test       install what the tests need, then lint, types and tests
+# make table2     measure what each module of the method adds, on three seeds of the demo world
+# make rehearsal  run the paper's networks, with random weights, on drawn JPEGs of VOC's sizes
 
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo test lint table2
+.PHONY: demo install test lint table2 rehearsal
 
 demo: $(VENV)/installed .dvc/config.local
 	dvc repro
 	@ccd ladder
+
+install: $(VENV)/installed .dvc/config.local
 
 test: $(VENV)/installed-dev lint
 	pytest
@@ -22,6 +26,9 @@ lint: $(VENV)/installed-dev
 
 table2: $(VENV)/installed .dvc/config.local
 	python -m experiments.table2
+
+rehearsal: $(VENV)/installed
+	CCD_BATCH=4 python -m experiments.rehearsal
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' \

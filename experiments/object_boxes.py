@@ -116,8 +116,9 @@ def around_objects(
             chosen = rng.integers(0, len(boxes), VIEWS)
             views = boxes[chosen] + rng.uniform(0, 0.125, (VIEWS, 4)) * [-1, -1, 1, 1]
         pixels = np.clip(views, 0, 1) * sides
-        low = np.minimum(np.floor(pixels[:, :2]), sides[:2] - 1)
-        high = np.maximum(np.ceil(pixels[:, 2:]), low + 1)
+        tiny = 1e-6  # what was computed as 9.9999999 pixels is 10
+        low = np.minimum(np.floor(pixels[:, :2] + tiny), sides[:2] - 1)
+        high = np.maximum(np.ceil(pixels[:, 2:] - tiny), low + 1)
         table = pd.DataFrame(np.hstack([low, high]).astype(int), columns=EDGES)
         table.insert(0, "image_id", image_id)
         table["class"] = own["class"].to_numpy()[chosen]

@@ -6,6 +6,8 @@
     labels ── ground_truth ─────────────────────────────── report ─ evaluate ─ train ──┘
 
 One stage, one file of the same name. Around them: `method/` (the paper's formulas), `models/`,
-`images/`, `sources/`, and `artifacts.py` (every file the stages exchange), `params.py`,
-`job.py` (what every stage's run has in common), `resume.py`, `machine.py`, `progress.py`.
+`images/`, `sources/` (data sets, and how to get them), `presets/`, and `artifacts.py` (every file
+the stages exchange), `params.py`, `job.py` (what every stage's run has in common), `embedding.py`
+and `training.py` (what two stages share), `resume.py`, `machine.py`, `progress.py`; `cli.py` and
+`predict.py` for people.
 """

@@ -7,10 +7,14 @@ import sys
 from pathlib import PurePosixPath
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages import machine
+from stages.params import Params
+from stages.presets.preset import names, preset
+from stages.sources.official import IMAGES
 from tests.conftest import Project
-from tests.declarations import ROOT
+from tests.declarations import ROOT, leaves
 from tests.test_dvc_yaml import STAGES
 
 README = (ROOT / "README.md").read_text()
@@ -39,6 +43,32 @@ def test_no_document_has_a_place_left_to_fill():
 def test_the_readme_counts_the_rows_of_the_invalidation_table():
     rows = re.findall(r"^\| (?!change|-)", (ROOT / "docs/invalidation.md").read_text(), flags=re.M)
     assert f"tables {len(rows)} changes" in README
+
+
+def test_the_table_of_differences_names_parameters_that_exist():
+    table = (ROOT / "docs/fidelity.md").read_text()
+    rows = re.findall(r"^\| (?!step|-)(.+) \|$", table, flags=re.M)
+    assert len(rows) >= 34
+    for row in rows:
+        cells = row.split(" | ")
+        assert len(cells) == 7, row
+        section = ""
+        for name in re.findall(r"`([\w.]+)`", cells[-1]):
+            whole = "." in name or name in Params.model_fields
+            section = name.partition(".")[0] if whole else section
+            key = name if whole else f"{section}.{name}"
+            assert leaves(key), row
+
+
+def test_the_table_of_presets_is_complete_and_its_counts_are_the_published_ones():
+    text = (ROOT / "docs/presets.md").read_text()
+    datasets, recipes = names()
+    rows = {row.split(" | ")[0].strip("`"): row for row in re.findall(r"^\| (`.+) \|$", text, re.M)}
+    assert set(rows) == {*datasets, *recipes}
+    for dataset in set(datasets) - {"folder", "demo"}:
+        content = YAML(typ="safe").load(preset(dataset, "paper"))
+        counts = IMAGES[content["source"]["kind"]]
+        assert f"{counts['train']:,} · {counts['test']:,}" in rows[dataset]
 
 
 def test_the_readme_names_every_setting_of_the_machine():

@@ -44,7 +44,7 @@ def test_exact_views_begin_with_the_boxes_and_those_around_hold_them():
     assert (cats["x0"] <= 10).all()
     assert (cats["x1"] >= 50).all()
     assert (cats["x1"] <= 50 + 13).all()
-    assert around.drop_duplicates().shape[0] > 12
+    assert around.drop_duplicates().shape[0] > 9
 
 
 def test_vocs_boxes_count_from_one_and_difficult_objects_are_left_out(tmp_path: Path):

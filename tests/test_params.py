@@ -36,17 +36,6 @@ def test_the_projects_own_file_is_valid_and_frozen():
         params.seed = 1
 
 
-def test_every_key_has_a_comment_of_one_line():
-    section, explained = "", set()
-    for line in (ROOT / "params.yaml").read_text().splitlines():
-        name = line.strip().partition(":")[0]
-        if line.endswith(":") and not line.startswith(" "):
-            section = f"{name}."
-        elif "#" in line:
-            explained.add(section + name)
-    assert leaves() <= explained
-
-
 def test_a_misspelt_key_is_named_with_the_nearest_valid_one(tmp_path):
     text = (ROOT / "params.yaml").read_text().replace("  entropy_limit:", "  entropy_limt:")
     message = problem(written(tmp_path, text))

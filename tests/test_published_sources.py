@@ -64,6 +64,13 @@ def voc12(tmp_path: Path) -> Path:
     return tmp_path / "VOCdevkit"
 
 
+def test_what_is_in_vocs_index_does_not_depend_on_its_labels(voc12: Path):
+    before = photographs("voc2012", str(voc12), "")
+    for path in (voc12 / "VOC2012/ImageSets/Main").glob("*_*.txt"):
+        path.unlink()
+    assert photographs("voc2012", str(voc12), "") == before
+
+
 def truth(kind: str, folder: Path, classes: list[str], difficult: Any = "negative") -> pd.DataFrame:
     return labels(kind, str(folder), classes, difficult).set_index("image_id")
 
