@@ -20,13 +20,14 @@ import typer
 from defusedxml import ElementTree
 
 from stages.artifacts import INDEX, read_table, usable
-from stages.errors import UserError
+from stages.errors import UserError, reason
 from stages.params import PARAMS_FILE, parse_params, read_yaml
 from stages.sources.box_table import EDGES, box_table
 from stages.sources.coco import SPLITS, read_annotations
 
 VIEWS = 9
-GROWTH = (1.0, 1.25, 0.8, 1.5)  # of a box that is used again, where an image has fewer than nine
+# of a box that is used again, where an image has fewer than nine
+GROWTH = np.array([1.0, 1.25, 0.8, 1.5, 0.65, 1.75, 0.55, 2.0, 0.45])
 
 
 class Kind(StrEnum):
@@ -45,9 +46,9 @@ def main(
     ] = None,
 ) -> None:
     """Write nine views of every training image that has an object with a box."""
-    params = parse_params(read_yaml(PARAMS_FILE))
-    rows = usable(read_table(INDEX)[0], "train")
     try:
+        params = parse_params(read_yaml(PARAMS_FILE))
+        rows = usable(read_table(INDEX)[0], "train")
         if objects is not None:
             found = box_table(str(objects))
         elif params.source.kind.startswith("voc"):
@@ -69,16 +70,15 @@ def of_voc(folder: Path, ids: list[str]) -> pd.DataFrame:
     """The boxes of the annotated objects that are not difficult; VOC counts pixels from 1."""
     found = []
     for image_id in ids:
-        for item in ElementTree.parse(folder / f"{image_id}.xml").iter("object"):
-            if item.findtext("difficult") == "1":
-                continue
-            edges = [
-                round(float(item.findtext(f"bndbox/{name}", "nan")))
-                for name in ("xmin", "ymin", "xmax", "ymax")
-            ]
-            found.append(
-                [image_id, item.findtext("name"), edges[0] - 1, edges[1] - 1, edges[2], edges[3]]
-            )
+        path = folder / f"{image_id}.xml"
+        try:
+            for item in ElementTree.parse(path).iter("object"):
+                if item.findtext("difficult") != "1":
+                    corners = ("xmin", "ymin", "xmax", "ymax")
+                    x0, y0, x1, y1 = (round(float(item.findtext(f"bndbox/{c}"))) for c in corners)
+                    found.append([image_id, item.findtext("name"), x0 - 1, y0 - 1, x1, y1])
+        except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {reason(error)}") from None
     return pd.DataFrame(found, columns=["image_id", "class", *EDGES])
 
 
@@ -89,6 +89,8 @@ def of_coco(folder: Path) -> pd.DataFrame:
     names = {image["id"]: f"{SPLITS['train']}/{image['file_name']}" for image in known.images}
     found = []
     for item in json.loads(path.read_bytes())["annotations"]:
+        if len(item.get("bbox", ())) != 4:
+            raise UserError(f"{path}: an annotation of image {item['image_id']} has no box")
         x, y, width, height = item["bbox"]
         edges = [int(x), int(y), int(np.ceil(x + width)), int(np.ceil(y + height))]
         found.append([names[item["image_id"]], known.categories[item["category_id"]], *edges])
@@ -108,7 +110,7 @@ def around_objects(
         if kind is Kind.exact:
             turn = np.arange(VIEWS)
             chosen = turn % len(boxes)
-            growth = np.array(GROWTH)[np.minimum(turn // len(boxes), len(GROWTH) - 1)]
+            growth = GROWTH[turn // len(boxes)]
             centre = (boxes[chosen, :2] + boxes[chosen, 2:]) / 2
             half = (boxes[chosen, 2:] - boxes[chosen, :2]) / 2 * growth[:, None]
             views = np.hstack([centre - half, centre + half])

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import UserError
+from stages.errors import UserError, reason
 
 Provenance = dict[str, Any]
 
@@ -294,5 +294,4 @@ def _absent(path: Path) -> UserError:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return UserError(f"{path} is damaged ({reason}): {_redo(path)}")
+    return UserError(f"{path} is damaged ({reason(error)}): {_redo(path)}")

@@ -87,9 +87,11 @@ def preset(
         typer.Argument(help="voc12, voc07, coco, nuswide, nuswide_official, folder (yours), demo."),
     ],
     recipe: Annotated[
-        str,
-        typer.Option(help="paper (its text), official (its script) or recommended (this project)."),
-    ] = "recommended",
+        str | None,
+        typer.Option(
+            help="paper (its text), official (its script) or recommended (this project's; default)."
+        ),
+    ] = None,
 ) -> None:
     """Print a params.yaml: `ccd preset voc12 --recipe paper > params.yaml`."""
     from stages.presets.preset import preset as text_of
@@ -106,14 +108,14 @@ def fetch(
     yes: Annotated[bool, typer.Option("--yes", help="Download it.")] = False,
 ) -> None:
     """Say what a published data set is, where from and under what terms; with --yes, get it."""
-    from stages.sources.fetch import description
+    from stages.sources.fetch import DATA_SETS, description
     from stages.sources.fetch import fetch as fetch_data_set
 
     try:
         typer.echo(description(dataset))
         if yes:
             fetch_data_set(dataset, typer.echo)
-        else:
+        elif DATA_SETS[dataset].archives:
             typer.echo(f"Nothing was downloaded. `ccd fetch {dataset} --yes` does it.")
     except UserError as error:
         _fail(str(error))

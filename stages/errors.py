@@ -11,3 +11,9 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line, for a message that names the file itself."""
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split())[:300] or type(error).__name__

@@ -24,9 +24,10 @@ from stages.artifacts import (
 )
 from stages.embedding import embed_parts
 from stages.images.loading import Photographs, batches
+from stages.images.views import Cutting
 from stages.job import Job, main
 from stages.models.teacher import Teacher
-from stages.params import LocalClip, Params
+from stages.params import Params
 from stages.resume import Arrays, in_blocks
 
 
@@ -38,12 +39,12 @@ def run(params: Params, job: Job) -> None:
     teacher.take(size, "global_clip.view_size", aspect_kept=kept)
     photographs = Photographs(rows, size)
     whole = rows.assign(x0=0, y0=0, x1=rows["width"], y1=rows["height"])
-    keeping = LocalClip(view_size=size, source="original", aspect="keep", rounding="stride")
 
     def embed(block: range) -> Arrays:
         if kept:
             boxes = whole.iloc[block.start : block.stop]
-            return {"embedding": embed_parts(boxes, rows.set_index("image_id"), teacher, keeping)}
+            files = rows.set_index("image_id")
+            return {"embedding": embed_parts(boxes, files, teacher, Cutting(size))}
         parts = [
             teacher.embed_images(views) for views in batches(photographs, block, machine.batch())
         ]

@@ -31,7 +31,7 @@ from stages.sources.official import odd_classes, odd_labels
 def run(params: Params, job: Job) -> None:
     index, _ = read_table(INDEX)
     source = params.source
-    classes = list(class_list(params.source.classes))
+    classes = list(class_list(source.classes))
     known = labels(source.kind, source.labels, classes, source.difficult)
     strangers = ~known["image_id"].isin(index["image_id"])
     if len(known) and strangers.all():
@@ -41,23 +41,24 @@ def run(params: Params, job: Job) -> None:
         )
     if strangers.any():
         say(f"ground_truth: {strangers.sum()} labelled images are not in the index, and left out")
-    ordered = index[["image_id", "split"]].merge(known, on="image_id")
+    ordered = index[["image_id"]].merge(known, on="image_id")
     if len(ordered):
-        for odd in differences(source.kind, ordered, classes, source.difficult):
+        train = ordered["image_id"].isin(index.loc[index["split"] == "train", "image_id"])
+        values = {"train": ordered.loc[train, classes], "test": ordered.loc[~train, classes]}
+        for odd in differences(source.kind, values, source.difficult):
             say(f"ground_truth: warning: {odd}")
-    provenance = {"index": index_digest(index)}
-    write_table(GROUND_TRUTH, ordered.drop(columns="split"), provenance, job.staging)
+    write_table(GROUND_TRUTH, ordered, {"index": index_digest(index)}, job.staging)
 
 
-def differences(
-    kind: str, known: pd.DataFrame, classes: list[str], difficult: voc.Difficult
-) -> list[str]:
-    """How a published data set's labels differ from what is published of them, in words."""
-    odd = odd_classes(kind, classes)
+def differences(kind: str, known: dict[str, pd.DataFrame], difficult: voc.Difficult) -> list[str]:
+    """How a data set's labels differ from what is published of them, in words.
+
+    known: by split, a column a class.
+    """
+    odd = odd_classes(kind, list(known["train"].columns))
     if difficult == "negative":
-        for split in ("train", "test"):
-            values = known.loc[known["split"] == split, classes].to_numpy()
-            odd += odd_labels(kind, split, classes, values)
+        for split, labels_of in known.items():
+            odd += odd_labels(kind, split, list(labels_of.columns), labels_of.to_numpy())
     return odd
 
 

@@ -47,7 +47,7 @@ def run(params: Params, job: Job) -> None:
     index = pd.DataFrame(rows, columns=list(INDEX.columns))
     check(index, source.max_bad_share)
     counts = {split: int((index["split"] == split).sum()) for split in ("train", "test")}
-    for odd in odd_images(params.source.kind, counts):
+    for odd in odd_images(source.kind, counts):
         say(f"index: warning: {odd}")
     bad = int((index["status"] != "ok").sum())
     say(f"index: {counts['train']} to train on, {counts['test']} held out; {bad} of them unusable")
@@ -91,7 +91,10 @@ def check(index: pd.DataFrame, max_bad_share: float) -> None:
     """Raise `UserError` for an index that nothing good can come of."""
     twice = index["image_id"][index["image_id"].duplicated()]
     if len(twice):
-        raise UserError(f"two images have the id {twice.iloc[0]!r}: rename one of them")
+        raise UserError(
+            f"two images have the id {twice.iloc[0]!r}: rename one of them or, if a list names it "
+            "twice, or the lists of both splits do, take it out of one"
+        )
     bad = index[index["status"] != "ok"]
     if len(bad) > max_bad_share * len(index):
         raise UserError(

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from stages.errors import Interrupted, UserError
+from stages.errors import Interrupted, UserError, reason
 from stages.params import PARAMS_FILE, Params, parse_params, read_yaml
 from stages.progress import say
 
@@ -117,6 +117,14 @@ def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
     try:
         with _only_one(stage):
             _execute(Job(stage, fingerprint(declared, raw)), run, params, declared.outs)
+    except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are of the latter
+        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+            raise
+        raise UserError(
+            f"not enough memory ({reason(error)[:150]}): set CCD_BATCH to fewer images at a time, "
+            "or optimiser.batch in params.yaml for training; nothing was published, finished work "
+            "is kept"
+        ) from error
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(

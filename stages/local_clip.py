@@ -22,6 +22,7 @@ from stages.artifacts import (
     write_store,
 )
 from stages.embedding import embed_parts
+from stages.images.views import Cutting
 from stages.job import Job, main
 from stages.models.teacher import Teacher
 from stages.params import Params
@@ -34,6 +35,8 @@ def run(params: Params, job: Job) -> None:
     boxes, of_boxes = read_table(CAM_BOXES, digest)
     files = index.set_index("image_id")
     how = params.local_clip
+    squashed = of_boxes["side"] if how.source == "resized" else 0
+    cutting = Cutting(how.view_size, how.aspect, how.rounding, squashed)
     teacher = Teacher(TEACHER, machine.device())
     teacher.take(
         how.view_size,
@@ -44,7 +47,7 @@ def run(params: Params, job: Job) -> None:
 
     def embed(rows: range) -> Arrays:
         part = boxes.iloc[rows.start : rows.stop]
-        return {"embedding": embed_parts(part, files, teacher, how, of_boxes["side"])}
+        return {"embedding": embed_parts(part, files, teacher, cutting)}
 
     embedding = np.zeros((0, teacher.dim), np.float32)
     if len(boxes):

@@ -7,7 +7,7 @@ Read from the environment, never from `params.yaml`, so that `dvc.lock` is the s
     CCD_DEVICE    cpu, cuda, cuda:1, mps            (a GPU if there is one)
     CCD_WORKERS   processes that decode images      (cores beyond the first two, at most 8)
     CCD_BATCH     images in one forward pass        (64)
-    CCD_BLOCK     images in one resumable block     (1024)
+    CCD_BLOCK     images in one resumable block     (256)
     CCD_CACHE_GB  memory for decoded images         (4)
 """
 
@@ -40,7 +40,7 @@ def batch() -> int:
 
 
 def block() -> int:
-    return _number("CCD_BLOCK", 1024, least=1)
+    return _number("CCD_BLOCK", 256, least=1)
 
 
 def cache_bytes() -> int:

@@ -69,8 +69,6 @@ class Teacher(Section):
                 "give either `pretrained` (a tag of open_clip) or `checkpoint` (a path); "
                 f"the other one is `none` or `{NONE}`"
             )
-        if self.sha256 != "none" and self.checkpoint == NONE:
-            raise ValueError("`sha256` is for a `checkpoint`; a `pretrained` tag has its own")
         return self
 
 

@@ -24,7 +24,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
 from stages.artifacts import STUDENT_INIT, TEACHER
-from stages.errors import UserError
+from stages.errors import UserError, reason
 from stages.job import Job, main
 from stages.models.checkpoint import (
     check_digest,
@@ -32,7 +32,6 @@ from stages.models.checkpoint import (
     published_digest,
     read_archive,
     read_checkpoint,
-    reason,
 )
 from stages.models.student import IMAGENET_MEAN, IMAGENET_STD, build_backbone, published_name
 from stages.models.teacher import CONFIG, WEIGHTS
@@ -92,11 +91,10 @@ def load_teacher(given: TeacherParams) -> tuple[Any, dict[str, Any]]:
             "own, and cannot be pinned"
         )
     if given.checkpoint != NONE:
-        model = _from_file(given, shape)
-        preprocess = _usual_preprocessing(given.model)
+        path, preprocess = Path(given.checkpoint), _usual_preprocessing(given.model)
     else:
-        model = _from_tag(given.model, given.pretrained, shape)
-        preprocess = open_clip.get_model_preprocess_cfg(model)
+        path, preprocess = _of_tag(given.model, given.pretrained, shape)
+    model = _from_file(path, given, shape)
     normalisation = {key: list(preprocess[key]) for key in ("mean", "std")}
     return model, {"model_cfg": shape, "preprocess_cfg": normalisation}
 
@@ -106,25 +104,32 @@ def _from_folder(folder: Path, sha256: str) -> tuple[Any, dict[str, Any]]:
         raise UserError(f"{KEY}: {folder} holds no {CONFIG}, which `model: local-dir` wants")
     if sha256 != "none":
         check_digest(folder / WEIGHTS, sha256, KEY)
-    model = _created(f"local-dir:{folder}", None, str(folder))
+    model = _created(f"local-dir:{folder}", str(folder))
     shape = json.loads((folder / CONFIG).read_text())["model_cfg"]
     preprocess = open_clip.get_model_preprocess_cfg(model)
     normalisation = {key: list(preprocess[key]) for key in ("mean", "std")}
     return model, {"model_cfg": shape, "preprocess_cfg": normalisation}
 
 
-def _from_tag(name: str, tag: str, shape: dict[str, Any]) -> Any:
+def _of_tag(name: str, tag: str, shape: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """A published tag's file on this machine, fetched if need be, and its normalisation."""
     if not open_clip.is_pretrained_cfg(name, tag):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise UserError(f"teacher.pretrained in params.yaml: {name} has no {tag!r}, but {tags}")
-    if open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"):
+    config = open_clip.get_pretrained_cfg(name, tag)
+    if config.get("quick_gelu"):
         _want_quick_gelu(name, shape, tag)
     say(f"weights: fetching {name} {tag} through open_clip, once")
-    return _created(name, tag, tag)
+    try:
+        path = Path(open_clip.download_pretrained(config))
+    except Exception as error:  # whatever the hub makes it raise
+        raise UserError(
+            f"teacher in params.yaml: {tag} cannot be loaded: {reason(error)}"
+        ) from None
+    return path, _normalisation(config)
 
 
-def _from_file(given: TeacherParams, shape: dict[str, Any]) -> Any:
-    path = Path(given.checkpoint)
+def _from_file(path: Path, given: TeacherParams, shape: dict[str, Any]) -> Any:
     published = published_digest(given.model, path)
     expected = given.sha256 if given.sha256 != "none" else published
     if expected is not None:
@@ -134,15 +139,18 @@ def _from_file(given: TeacherParams, shape: dict[str, Any]) -> Any:
         if expected is None:
             raise UserError(
                 f"{KEY}: {path} is a TorchScript archive, which holds code: give its publisher's "
-                "`teacher.sha256`, or the file under the name that OpenAI gave it"
+                f"`teacher.sha256`, or, if it is OpenAI's of {given.model}, its published name"
             )
         tensors = read_archive(path, KEY)
     else:
         tensors = read_checkpoint(path, KEY)
-    model = _created(given.model, None, given.model)
+    model = _created(given.model, given.model)
     tensors = convert_state_dict(model, {name: value.float() for name, value in tensors.items()})
     if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
         tensors = convert_to_custom_text_state_dict(tensors)
+    for name, value in model.state_dict().items():  # a single number may be kept as one of a list
+        if name in tensors and value.numel() == tensors[name].numel() == 1:
+            tensors[name] = tensors[name].reshape(value.shape)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -158,31 +166,31 @@ def _want_quick_gelu(name: str, shape: dict[str, Any], origin: str) -> None:
         )
 
 
-def _created(identifier: str, pretrained: str | None, origin: str) -> Any:
+def _created(identifier: str, origin: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return open_clip.create_model(
-                identifier, pretrained=pretrained, precision="fp32", device="cpu"
-            )
+            return open_clip.create_model(identifier, precision="fp32", device="cpu")
     except Exception as error:  # whatever a folder of the wrong kind, or the hub, makes it raise
         raise UserError(
             f"teacher in params.yaml: {origin} cannot be loaded: {reason(error)}"
         ) from None
 
 
+def _normalisation(tag: dict[str, Any]) -> dict[str, Any]:
+    """The mean and deviation of a tag's input; CLIP's usual ones where it says nothing."""
+    usual = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    return {key: tuple(tag.get(key) or usual[key]) for key in usual}
+
+
 def _usual_preprocessing(name: str) -> dict[str, Any]:
     """The normalisation of the input that the published weights of a model have in common."""
-    usual = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     tags = open_clip.list_pretrained_tags_by_model(name)
-    published = []
-    for tag in tags:
-        config = open_clip.get_pretrained_cfg(name, tag)
-        published.append({key: tuple(config.get(key) or usual[key]) for key in usual})
+    published = [_normalisation(open_clip.get_pretrained_cfg(name, tag)) for tag in tags]
     if published and all(one == published[0] for one in published):
         return published[0]
     say(f"weights: taking it that {name} was trained with CLIP's usual mean and deviation")
-    return usual
+    return _normalisation({})
 
 
 def keep_tokenizer(given: TeacherParams, config: dict[str, Any], folder: Path) -> None:
@@ -214,9 +222,7 @@ def first_weights(note: Note, teacher: Any, checkpoint: str, seed: int) -> dict[
     elif note["weights"] == "checkpoint":
         given = read_checkpoint(Path(checkpoint), STUDENT_KEY)
     else:
-        say(f"weights: fetching {note['arch']} {note['weights']} through torchvision, once")
-        enum = torchvision.models.get_model_weights(note["arch"])[note["weights"]]
-        given = enum.get_state_dict(progress=False, check_hash=True)
+        given = read_checkpoint(fetched(note["arch"], note["weights"]), STUDENT_KEY)
     tensors = {}
     for name, value in expected.items():
         known = name if name in given else published_name(note["arch"], name)
@@ -227,6 +233,25 @@ def first_weights(note: Note, teacher: Any, checkpoint: str, seed: int) -> dict[
             )
         tensors[name] = given[known]
     return tensors
+
+
+def fetched(arch: str, name: str) -> Path:
+    """Where torchvision's published weights are on this machine, downloaded if need be.
+
+    Their file has a digest in its name, which is checked whenever it is read.
+    """
+    url: str = torchvision.models.get_model_weights(arch)[name].url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.exists():
+        say(f"weights: fetching {arch} {name} through torchvision, once")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"student.weights in params.yaml: {url} cannot be fetched: {reason(error)}"
+            ) from None
+    return path
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from PIL import Image
 from stages.errors import UserError
 from stages.images.augment import normalise, strong, weak
 from stages.images.decode import BadImage, decode, inspect, read_image
-from stages.images.views import global_view, view, view_size
+from stages.images.views import Cutting, global_view, view, view_size
 
 
 def saved(image: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -163,7 +163,7 @@ def test_a_view_is_cut_before_it_is_resized():
     ],
 )
 def test_a_local_views_longer_side_is_given_and_its_aspect_kept(box, size):
-    assert view_size(box, 640, "keep", "stride", 32) == size
+    assert view_size(box, Cutting(640), 32) == size
 
 
 def test_weak_views_are_mirrored_or_not_and_strong_ones_change_colour_too():

@@ -189,8 +189,13 @@ def test_an_expanded_box_stays_in_the_image_and_holds_the_region(corners, offset
     assert right >= grown[2] * width - 1e-5
 
 
+def test_a_box_without_extent_is_one_pixel_in_the_image():
+    assert box_in_pixels((0.5, 0.5, 0.5, 0.5), 10, 10) == (5, 5, 6, 6)
+    assert box_in_pixels((1.0, 0.2, 1.0, 0.2), 10, 5) == (9, 1, 10, 2)
+
+
 def test_a_box_of_whole_pixels_is_kept_despite_rounding():
-    assert box_in_pixels((0.29, 0.57, 0.55, 0.07), 100, 100) == (29, 57, 55, 7)
+    assert box_in_pixels((0.29, 0.07, 0.55, 0.57), 100, 100) == (29, 7, 55, 57)
 
 
 @given(st.integers(1, 6), st.integers(0, 12), st.integers(1, 4), st.integers(0, 99))

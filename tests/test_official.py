@@ -201,7 +201,8 @@ def test_the_kept_epoch_is_the_one_after_the_minimum_since_the_first_epoch(offic
     history = pd.read_csv(official / "data/classifier/history.csv")
     found = script.stop_epoch([*warmup["exact_mAP"], *history["exact_mAP"]])
     kept = history.loc[history["kept"] == 1, "epoch"].item()
-    assert kept == (len(history) if found is None else found - len(warmup) + 1)
+    assert found is not None
+    assert kept == found - len(warmup) + 1
 
 
 percent = st.floats(0, 100).map(lambda v: round(v, 2))

@@ -70,14 +70,6 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
         ({"source__kind": "voc2012"}, "`source`: voc2012 says itself what is for testing"),
         ({"source__difficult": "ignore"}, "`source`: folder knows no difficult objects"),
         ({"teacher__sha256": "abc"}, "`teacher.sha256` is 'abc'"),
-        (
-            {
-                "teacher__pretrained": "openai",
-                "teacher__checkpoint": "data/none",
-                "teacher__sha256": "0" * 64,
-            },
-            "`sha256` is for a `checkpoint`",
-        ),
         ({"student__arch": "vit_b_16", "student__weights": "teacher"}, "wants `arch: teacher_tow"),
         (
             {"student__arch": "vit_b_32", "student__weights": "random"},

@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray
 from sklearn.metrics import average_precision_score
 
+from stages.errors import UserError
+from stages.job import Job, execute
+from stages.params import Params
 from tests.conftest import MINI_CLASSES, Project
 
 EVERYTHING = ("data/**/*", "results/*", "dvc.lock")
@@ -116,6 +120,16 @@ def test_a_loss_that_is_no_number_stops_the_training_with_the_images_named(proje
     assert re.search(r"the loss is (nan|inf) at train/\d+.jpg", done.stderr)
     assert "lower optimiser.lr in params.yaml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_set(project: Project, monkeypatch):
+    monkeypatch.chdir(project.root)
+
+    def run(params: Params, job: Job) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    with pytest.raises(UserError, match="not enough memory .* set CCD_BATCH"):
+        execute("global_clip", run)
 
 
 def test_branches_can_be_compared(project: Project):

@@ -184,6 +184,8 @@ def test_what_is_in_cocos_index_does_not_depend_on_which_class_an_annotation_is_
     [
         (lambda c: c.pop("images"), "is not of COCO's form: KeyError 'images'"),
         (lambda c: c["annotations"].append({"image_id": 9, "category_id": 4}), "category 4"),
+        (lambda c: c["images"].append(c["images"][0]), "two images have the same id"),
+        (lambda c: c["annotations"].append({"image_id": 1, "category_id": 1}), "is not listed"),
         (lambda c: c["categories"].append({"id": 1, "name": "again"}), "a category comes twice"),
         (lambda c: c["categories"][0].update(name="gnome"), "differ in classes, as in 'gnome'"),
     ],
@@ -297,17 +299,17 @@ def test_counts_that_differ_from_the_published_ones_are_said_with_both_numbers()
 
 
 def test_labels_that_differ_from_the_published_ones_are_said_with_both_numbers(voc12: Path):
-    known = truth("voc2012", voc12 / "VOC2012/ImageSets/Main", VOC).reset_index()
-    known["split"] = ["train"] * 3 + ["test"]
-    odd = differences("voc2012", known, VOC, "negative")
+    table = truth("voc2012", voc12 / "VOC2012/ImageSets/Main", VOC)
+    known = {"train": table[:3], "test": table[3:]}
+    odd = differences("voc2012", known, "negative")
     assert "voc2012 train has 1.0000 labels an image, published are 1.4572" in odd
     assert "voc2012 train has 0 images of aeroplane, published are 327 (and 19 other" in odd[1]
     assert not any("classes are not" in line for line in odd)
     assert "the 20 classes are not those of voc2012 in their published order" in differences(
-        "voc2012", known, VOC[::-1], "negative"
+        "voc2012", {"train": table[VOC[::-1]]}, "negative"
     )
-    assert differences("voc2012", known, VOC, "ignore") == []  # nothing is published of these
-    assert differences("folder", known, VOC, "negative") == []
+    assert differences("voc2012", known, "ignore") == []  # nothing is published of these
+    assert differences("folder", known, "negative") == []
 
 
 def test_the_published_counts_of_voc_2012_agree_with_each_other():
@@ -323,9 +325,16 @@ def test_the_shipped_class_lists_are_the_published_ones(names: list[str], count:
     assert len(set(names)) == count
     kinds = {"voc2012": VOC, "coco2014": COCO, "nuswide_spml": NUS}
     kind = next(k for k, v in kinds.items() if v is names)
-    known = pd.DataFrame(np.zeros((0, count)), columns=names).assign(split=[])
-    assert not [line for line in differences(kind, known, names, "ignore") if "order" in line]
+    known = {"train": pd.DataFrame(np.zeros((0, count)), columns=names)}
+    assert differences(kind, known, "ignore") == []
     assert set(ORDER) >= set(kinds)
+
+
+def test_the_shipped_class_lists_are_torchvisions_too():
+    from torchvision.models._meta import _COCO_CATEGORIES, _VOC_CATEGORIES
+
+    assert [name for name in _COCO_CATEGORIES if name not in ("N/A", "__background__")] == COCO
+    assert sorted(_VOC_CATEGORIES[1:]) == VOC
 
 
 def test_prompts_use_the_words_of_the_class_list():
@@ -342,7 +351,7 @@ def test_nuswides_sky_stands_where_the_lists_have_it():
 
 def test_own_labels_may_be_lines_of_names_or_numbers(tmp_path: Path):
     path = tmp_path / "labels.txt"
-    path.write_text("a.jpg cat dog\nb/c.jpg 0\nd.jpg")
+    path.write_text("\ufeffa.jpg cat dog\nb/c.jpg 0\r\nd.jpg", newline="")
     known = label_table.labels(str(path), ["dog", "cat"]).set_index("image_id")
     assert known.to_dict("index") == {
         "a.jpg": {"dog": 1, "cat": 1},

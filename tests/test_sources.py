@@ -86,6 +86,9 @@ def test_no_folder_and_no_image_are_errors_that_name_the_parameter(tmp_path):
         ("dog\ncat\ndog\n", "'dog' twice"),
         ("image_id\n", "cannot be the name"),
         ("rank\n", "cannot be the name"),
+        ("cat =\n", "is neither `name` nor `name = words`"),
+        ("tvmonitor=tv monitor\n", "is neither `name` nor `name = words`"),
+        ("big\tcat\n", "holds a control character"),
     ],
 )
 def test_a_file_of_class_names_is_checked(tmp_path, text, expected):
@@ -237,6 +240,14 @@ def test_one_image_and_one_class_go_through(project: Project, classes: int):
     table = pd.read_parquet(project / "data/pseudo_labels.parquet")
     assert table.shape == (1, 1 + classes)
     assert np.isfinite(table.iloc[:, 1:].to_numpy()).all()
+
+
+def test_a_class_may_have_the_name_of_a_column_of_the_index(project: Project):
+    for name in ("classes.txt", "truth.csv"):
+        text = (project / name).read_text().replace("moon", "split")
+        (project / name).write_text(text)
+    project.stage("ground_truth")
+    assert "split" in pd.read_parquet(project / "data/ground_truth.parquet")
 
 
 def test_images_without_any_local_view_keep_their_initial_labels(project: Project):

@@ -100,6 +100,17 @@ def test_a_transformer_is_resized_as_open_clip_does(tmp_path: Path):
         assert torch.allclose(own, resized.encode_image(images, normalize=True), atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_tower_that_gives_its_tokens_too_is_understood(tmp_path: Path):
+    """As CoCa's does."""
+    config = json.loads(json.dumps(TINY_VIT))
+    config["vision_cfg"]["output_tokens"] = True
+    model = write_local_dir(tmp_path / "tokens", config)
+    assert isinstance(model.visual(torch.zeros(1, 3, 64, 64)), tuple)
+    teacher = Teacher(tmp_path / "tokens", "cpu")
+    assert teacher.embed_images(random_views(2, 96, 64)).shape == (2, 16)
+
+
 def test_a_grid_of_as_many_cells_but_another_shape_has_positions_of_its_own():
     table = torch.randn(17, 3)
     for mode in ("bilinear", "bicubic"):
@@ -237,9 +248,15 @@ def test_weights_of_another_model_are_refused_with_what_does_not_fit(tiny_name, 
     (tmp_path / "text.pt").write_text("no weights at all")
     with pytest.raises(UserError, match="cannot be loaded as plain weights"):
         load_teacher(given(tiny_name, checkpoint=tmp_path / "text.pt"))
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="holds something else than tensors by name"):
-        load_teacher(given(tiny_name, checkpoint=tmp_path / "list.pt"))
+    for content in (
+        [1, 2],
+        {0: torch.zeros(1)},
+        {"state_dict": [1]},
+        {"state_dict": torch.ones(1)},
+    ):
+        torch.save(content, tmp_path / "odd.pt")
+        with pytest.raises(UserError, match="holds something else than tensors by name"):
+            load_teacher(given(tiny_name, checkpoint=tmp_path / "odd.pt"))
     (tmp_path / "a.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match="is no safetensors file"):
         load_teacher(given(tiny_name, checkpoint=tmp_path / "a.safetensors"))
@@ -274,6 +291,34 @@ def test_a_file_with_a_digest_in_its_name_is_checked_against_it(tmp_path: Path):
     assert read_checkpoint(right, "k")["a"].item() == 0
     with pytest.raises(UserError, match="is not what its name says"):
         read_checkpoint(wrong, "k")
+
+
+def test_published_student_weights_are_read_as_plain_tensors_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whether they were fetched just now or lay in torch's cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    mark = tmp_path / "ran"
+    cached = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save({"a": Evil(mark)}, cached)
+    note = {"arch": "resnet18", "output_stride": 32, "weights": "IMAGENET1K_V1"}
+    with pytest.raises(UserError, match="is not what its name says"):
+        first_weights(note, None, "data/none", 0)
+    assert not mark.exists()
+
+
+def test_a_published_tag_is_a_file_that_may_be_checked(tiny_name, files, monkeypatch):
+    """What a tag's file is loaded as, from wherever open_clip put it."""
+    tag = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "quick_gelu": True}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny_name, {"mine": tag})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(files["a.safetensors"]))
+    model, config = load_teacher(given(tiny_name, "mine"))
+    assert config["preprocess_cfg"] == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    expected = load_file(files["a.safetensors"])["visual.conv1.weight"].float()
+    assert torch.equal(model.visual.conv1.weight, expected)
+    with pytest.raises(UserError, match="is not the expected file"):
+        load_teacher(given(tiny_name, "mine", sha256="0" * 64))
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "convnext_tiny", "vit_b_32"])

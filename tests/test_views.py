@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from stages.errors import UserError
-from stages.images.views import part_of_squashed, view_size
+from stages.images.views import Cutting, part_of_squashed, view_size
 from stages.method.similarity import class_probabilities, class_probabilities_in_half
 from stages.method.views import (
     above_class_mean,
@@ -100,11 +100,11 @@ def test_half_precision_is_torchs_on_unit_vectors(seed: int, factor: float):
     [((0, 0, 160, 639), (160, 640)), ((0, 0, 639, 160), (640, 160)), ((0, 0, 640, 9), (640, 32))],
 )
 def test_sides_may_be_whole_pixels_instead_of_strides(box, size):
-    assert view_size(box, 640, "keep", "pixel", 32) == size
+    assert view_size(box, Cutting(640, rounding="pixel"), 32) == size
 
 
 def test_a_square_view_is_one_whatever_the_box():
-    assert view_size((0, 0, 10, 90), 64, "square", "stride", 32) == (64, 64)
+    assert view_size((0, 0, 10, 90), Cutting(64, "square"), 32) == (64, 64)
 
 
 def test_a_part_of_the_squashed_image_is_torchs_own_enlargement():
@@ -189,7 +189,7 @@ def test_boxes_of_separate_regions_have_a_map_each(project: Project):
     assert (ranks.min() == ranks.max()).all()
 
 
-def test_pairs_that_are_not_judged_are_left_out_of_every_average(project: Project):
+def test_pairs_that_are_not_judged_are_left_out_of_every_average():
     """As VOC's difficult objects under `ignore`: the table may hold NaN."""
     from stages.method.average_precision import (
         mean_average_precision,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stages.errors import UserError
+from stages.errors import UserError, reason
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
@@ -21,8 +21,8 @@ SUFFIXES = frozenset(
 class BadImage(Exception):
     """An image that cannot be used: `status` for the index, and the reason."""
 
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, status: str, why: str) -> None:
+        super().__init__(why)
         self.status = status
 
 
@@ -56,14 +56,14 @@ def decode(content: bytes, max_pixels: int | None = None) -> Image.Image:
     except UnidentifiedImageError:
         raise BadImage("unreadable", "no known image format") from None
     except Image.DecompressionBombError as error:
-        raise BadImage("too_large", _reason(error)) from None
+        raise BadImage("too_large", reason(error)) from None
     except MemoryError:
         raise BadImage("too_large", "does not fit into memory") from None
     except BadImage:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
         status = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        raise BadImage(status, _reason(error)) from None
+        raise BadImage(status, reason(error)) from None
 
 
 def inspect(path: Path, max_pixels: int) -> Inspection:
@@ -71,7 +71,7 @@ def inspect(path: Path, max_pixels: int) -> Inspection:
     try:
         content = path.read_bytes()
     except OSError as error:
-        return Inspection(0, 0, "", "unreadable", error.strerror or _reason(error))
+        return Inspection(0, 0, "", "unreadable", reason(error))
     digest = hashlib.sha256(content).hexdigest()
     try:
         image = decode(content, max_pixels)
@@ -107,7 +107,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert("RGB")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

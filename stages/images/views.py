@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,19 @@ from PIL import Image
 from torch import Tensor
 
 Pixels = tuple[int, int, int, int]
+
+
+class Cutting(NamedTuple):
+    """How views of parts of an image are cut.
+
+    longer: their longer side. squashed: the side of the square to which the image is squashed
+    before, or 0 to cut from its own pixels.
+    """
+
+    longer: int
+    aspect: Literal["keep", "square"] = "keep"
+    rounding: Literal["stride", "pixel"] = "stride"
+    squashed: int = 0
 
 
 def global_view(image: Image.Image, size: int) -> Tensor:
@@ -34,27 +47,20 @@ def part_of_squashed(squashed: Tensor, box: Pixels, size: tuple[int, int]) -> Te
     return F.interpolate(part, size=size[::-1], mode="bilinear", align_corners=False)[0]
 
 
-def view_size(
-    box: Pixels,
-    longer: int,
-    aspect: Literal["keep", "square"],
-    rounding: Literal["stride", "pixel"],
-    stride: int | None,
-) -> tuple[int, int]:
-    """The size (width, height) of a view whose longer side is given.
+def view_size(box: Pixels, cutting: Cutting, stride: int | None) -> tuple[int, int]:
+    """The size (width, height) of the view of `box`, for a tower of that stride.
 
     With its aspect kept, both sides are rounded to the tower's stride, so that no pixel falls off
     the last cell and views of one size can share a batch: at 640 and stride 32 that is at most
     2.5 % of the longer side, at the demo's 96, up to 17 %. Or they are cut to whole pixels, as in
     the published script, but not below the stride.
     """
-    if aspect == "square" or stride is None:
-        return longer, longer
+    if cutting.aspect == "square" or stride is None:
+        return cutting.longer, cutting.longer
     width, height = box[2] - box[0], box[3] - box[1]
-    least = stride
-
-    def rounded(side: int) -> int:
-        exact = side * longer / max(width, height)
-        return max(least, int(exact) if rounding == "pixel" else round(exact / least) * least)
-
-    return rounded(width), rounded(height)
+    exact = [side * cutting.longer / max(width, height) for side in (width, height)]
+    if cutting.rounding == "pixel":
+        sides = [int(side) for side in exact]
+    else:
+        sides = [round(side / stride) * stride for side in exact]
+    return max(stride, sides[0]), max(stride, sides[1])

@@ -141,12 +141,14 @@ def expand_box(box: Box, offset: float) -> Box:
 
 
 def box_in_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """The smallest box of whole pixels around `box` in an image of that size."""
+    """The smallest box of whole pixels around `box` in an image of that size, at least one."""
     x0, y0, x1, y1 = box
     tiny = 1e-6  # a share computed as 64.00000001 pixels is 64
+    left = min(int(np.floor(x0 * width + tiny)), width - 1)
+    top = min(int(np.floor(y0 * height + tiny)), height - 1)
     return (
-        int(np.floor(x0 * width + tiny)),
-        int(np.floor(y0 * height + tiny)),
-        int(np.ceil(x1 * width - tiny)),
-        int(np.ceil(y1 * height - tiny)),
+        left,
+        top,
+        max(int(np.ceil(x1 * width - tiny)), left + 1),
+        max(int(np.ceil(y1 * height - tiny)), top + 1),
     )

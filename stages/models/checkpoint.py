@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.errors import UserError
+from stages.errors import UserError, reason
 
 # what OpenAI's archives hold beside the weights
 EXTRA = ("input_resolution", "context_length", "vocab_size")
@@ -47,7 +47,9 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Tensor]:
             f"opened here: {reason(error)}"
         ) from None
     tensors = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not (isinstance(tensors, dict) and tensors) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
         raise UserError(f"{key}: {path} holds something else than tensors by name")
     if all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): value for name, value in tensors.items()}
@@ -97,8 +99,3 @@ def file_digest(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def reason(error: Exception) -> str:
-    """What an exception of another library says, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -103,6 +103,8 @@ class Teacher:
             embeddings = self._of_transformer(images)
         else:
             embeddings = self.tower(images)
+        if isinstance(embeddings, tuple):  # CoCa's tower gives its tokens too
+            embeddings = embeddings[0]
         return F.normalize(embeddings, dim=-1).float().cpu()
 
     def _of_resnet(self, x: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ class Teacher:
             self._positions[height, width] = interpolate_positions(table, height, width, "bilinear")
         return attention_pool(self.tower.attnpool, x, self._positions[height, width])
 
-    def _of_transformer(self, x: Tensor) -> Tensor:
+    def _of_transformer(self, x: Tensor) -> Any:
         """open_clip's own forward pass, its positional embedding resized as open_clip does."""
         patch = self.tower.patch_size
         grid = x.shape[-2] // patch[0], x.shape[-1] // patch[1]
@@ -123,8 +125,7 @@ class Teacher:
             table = self.tower.positional_embedding
             self._positions[grid] = interpolate_positions(table, *grid, "bicubic")
         positions = {"positional_embedding": self._positions[grid]}
-        embeddings: Tensor = functional_call(self.tower, positions, (x,))
-        return embeddings
+        return functional_call(self.tower, positions, (x,))
 
     @torch.inference_mode()
     def embed_class(self, prompts: list[str]) -> Tensor:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.errors import UserError
-from stages.sources.photograph import reason
+from stages.errors import UserError, reason
 
 KEY = "cam_boxes.boxes in params.yaml"
 EDGES = ["x0", "y0", "x1", "y1"]

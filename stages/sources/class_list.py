@@ -26,7 +26,7 @@ def class_list(path: str) -> dict[str, str]:
         if not line.strip() or line.strip().startswith("#"):
             continue
         name, equals, words = (part.strip() for part in line.partition(" = "))
-        if not name or (equals and not words):
+        if not name or (equals and not words) or (not equals and "=" in line):
             raise UserError(f"{path}: {line.strip()!r} is neither `name` nor `name = words`")
         if name in classes:
             raise UserError(f"{path} names the class {name!r} twice")

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.errors import UserError
-from stages.sources.photograph import Photograph, listed, reason
+from stages.errors import UserError, reason
+from stages.sources.photograph import Photograph, listed
 
 SPLITS = {"train": "train2014", "test": "val2014"}
 
@@ -67,6 +67,11 @@ def read_annotations(path: Path, key: str) -> Annotations:
         categories
     ):
         raise UserError(f"{path}: a category comes twice")
+    ids = {image["id"] for image in images}
+    if len(ids) != len(images):
+        raise UserError(f"{path}: two images have the same id")
+    if not {image for image, _ in found} <= ids:
+        raise UserError(f"{path}: an annotation is of an image that is not listed")
     strangers = {category for _, category in found} - set(categories)
     if strangers:
         raise UserError(f"{path}: an annotation is of category {min(strangers)}, which is none")

@@ -6,15 +6,18 @@ import hashlib
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from torchvision.datasets.utils import download_url
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from stages.errors import UserError
+from stages.errors import UserError, reason
 
+UNPACKING = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 COCO = "http://images.cocodataset.org"
 
 
@@ -119,10 +122,11 @@ def fetch(name: str, say: Callable[[str], None]) -> None:
     if not data.archives:
         raise UserError(f"{name} cannot be fetched; see `ccd fetch {name}`")
     folder = Path(data.folder)
-    if all((folder / needed).exists() for needed in data.needed):
+    downloads = folder / ".downloads" / name  # there until everything is unpacked
+    complete = all((folder / needed).exists() for needed in data.needed)
+    if complete and not downloads.exists():
         say(f"{name} is there already, below {folder}/")
         return
-    downloads = folder / ".downloads"
     for archive in data.archives:
         path, partial = downloads / archive.name, f"{archive.name}.partial"
         try:
@@ -130,17 +134,16 @@ def fetch(name: str, say: Callable[[str], None]) -> None:
                 (downloads / partial).unlink(missing_ok=True)
                 download_url(archive.url, str(downloads), partial, archive.md5)
                 (downloads / partial).rename(path)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{archive.url}: {reason}") from None
+        except (OSError, RuntimeError, HTTPException) as error:
+            raise UserError(f"{archive.url}: {reason(error)}") from None
         if archive.md5 is None:
             with path.open("rb") as file:
                 say(f"{archive.name}: SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}")
         try:
             shutil.unpack_archive(path, folder, filter=None if path.suffix == ".zip" else "data")
-        except (OSError, shutil.ReadError, tarfile.TarError, zipfile.BadZipFile) as error:
+        except UNPACKING as error:
             raise UserError(
-                f"{path} cannot be unpacked ({error}); delete it to fetch it again"
+                f"{path} cannot be unpacked ({reason(error)}); delete it to fetch it again"
             ) from None
     missing = [needed for needed in data.needed if not (folder / needed).exists()]
     if missing:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.errors import UserError
-from stages.sources.photograph import Photograph, lines_of, listed, reason
+from stages.errors import UserError, reason
+from stages.sources.photograph import Photograph, lines_of, listed
 
 OFFICIAL = {"train": "Train", "test": "Test"}
 RECRAWLED = {"train": "train", "test": "val"}

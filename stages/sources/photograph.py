@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from stages.errors import UserError
+from stages.errors import UserError, reason
 
 
 class Photograph(NamedTuple):
@@ -43,7 +43,10 @@ def listed(
             folders[parent] = os.path.realpath(parent)
         real = os.path.realpath(path) if path.is_symlink() else folders[parent]
         if not f"{real}/".startswith(f"{top}/"):
-            raise UserError(f"{where}: {name!r} is a link that leaves {root}")
+            raise UserError(
+                f"{where}: {name!r} is a link that leaves {root}; let the whole folder {root} be a "
+                "link instead, or move what it points to there"
+            )
         found.append(Photograph(image_id, path.as_posix(), split, ""))
     return found
 
@@ -54,16 +57,10 @@ def lines_of(path: Path, key: str) -> list[str]:
     key: the parameter that led to it, for errors.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key} in params.yaml: {path} cannot be read: {reason(error)}") from None
     return [line.strip() for line in lines if line.strip()]
-
-
-def reason(error: Exception) -> str:
-    """An exception in one line, for a message that names the file itself."""
-    said = getattr(error, "strerror", None) or str(error)
-    return " ".join(said.split())[:200] or type(error).__name__
 
 
 def printable(name: bytes) -> str:
