@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import machine
-from stages.params import Params
+from stages.params import Params, parse_params
 from stages.presets.preset import names, preset
 from stages.sources.official import IMAGES
 from tests.conftest import Project
@@ -78,6 +78,16 @@ def test_the_table_of_presets_is_complete_and_its_counts_are_the_published_ones(
         content = YAML(typ="safe").load(preset(dataset, "paper"))
         counts = IMAGES[content["source"]["kind"]]
         assert f"{counts['train']:,} · {counts['test']:,}" in rows[dataset]
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/presets.md").read_text(), flags=re.S)
+)
+def test_the_parameters_of_the_documents_are_valid(block: str):
+    content = YAML(typ="safe").load(preset("folder"))
+    for section, values in YAML(typ="safe").load(block).items():
+        content[section] |= values
+    parse_params(content)
 
 
 def test_the_readme_names_every_setting_of_the_machine():

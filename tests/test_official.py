@@ -19,9 +19,11 @@ from hypothesis.extra import numpy as arrays
 from safetensors.torch import load_file
 from torch import nn
 
+from stages.cam_boxes import augmented_scores
 from stages.method.average_precision import published_training_map
 from stages.method.stopping import published_stop
 from stages.method.views import first_last_box, search_threshold
+from stages.models.student import load_student
 from tests import published_script as script
 from tests.conftest import MINI_CLASSES, Project, lay_out, write_tiny_teacher
 
@@ -134,26 +136,41 @@ def test_initial_labels_are_rounded_floored_divided_and_clipped(official, train)
     assert (p < 1 / len(bias)).any()
 
 
-def chosen(official: Project, student: tuple[Any, nn.Conv2d], train: pd.DataFrame) -> np.ndarray:
+def parts(official: Project, student: tuple[Any, nn.Conv2d], train: pd.DataFrame) -> list[Any]:
+    """Scores of the shuffled, augmented images, a hundred at a time."""
     network, head = student
     torch.manual_seed(0)
     order = torch.randperm(len(train)).tolist()
-    chunks = []
+    found = []
     for start in range(0, len(train), 100):
         rows = order[start : start + 100]
         mirrored = torch.rand(len(rows)) < 0.5
         scores = []
         for row, mirror in zip(rows, mirrored, strict=True):
             image = script.load(official / train["path"].iloc[row], TRAINED)
-            image = image.flip(-1) if mirror else image
-            maps = script.maps_of(network, head, 3.0, image)
+            maps = script.maps_of(network, head, 3.0, image.flip(-1) if mirror else image)
             scores.append(maps.mean(dim=(1, 2)).sigmoid().numpy())
-        chunks.append(np.stack(scores))
-    threshold = script.threshold_of(chunks, 0.6, 1.5)
+        found.append(np.stack(scores))
+    return found
+
+
+@torch.no_grad()
+def test_the_search_looks_at_shuffled_and_mirrored_images(official, student, train, monkeypatch):
+    monkeypatch.chdir(official.root)
+    own, note = load_student(Path("data/warmup/student.safetensors"), "cpu")
+    found = list(augmented_scores(own, note, train, 0))
+    expected = parts(official, student, train)
+    assert [len(part) for part in found] == [100, 4]
+    for one, other in zip(found, expected, strict=True):
+        assert np.allclose(one, other, atol=1e-4)
+
+
+def chosen(official: Project, student: tuple[Any, nn.Conv2d], train: pd.DataFrame) -> np.ndarray:
+    threshold = script.threshold_of(parts(official, student, train), 0.6, 1.5)
     assert threshold > 0.6  # the first part is not the last
     found = []
     for path in train["path"]:
-        maps = script.maps_of(network, head, 3.0, script.load(official / path, SIDE))
+        maps = script.maps_of(*student, 3.0, script.load(official / path, SIDE))
         found.append((maps.mean(dim=(1, 2)).sigmoid() >= threshold).numpy())
     return np.stack(found)
 
