@@ -85,9 +85,6 @@ def supplied(project: Project) -> Project:
     write_tiny_teacher(project / "another", mean=(0.4,) * 3)
     for name, lowest in (("one.csv", 50), ("two.csv", 60)):
         (project / name).write_text(f"image_id,x0,y0,x1,y1\ntrain/00000.jpg,0,0,40,{lowest}\n")
-    for seed, name in enumerate(("a.pth", "b.pth")):
-        torch.manual_seed(seed)
-        torch.save(torchvision.models.resnet18(weights=None).state_dict(), project / name)
     return project
 
 
@@ -102,6 +99,11 @@ def test_a_parameter_changes_the_artifact_it_should(
 ):
     if key in BEFORE:
         others = others | {key: BEFORE[key]}
+    if key == "student.checkpoint":
+        for seed, name in enumerate((BEFORE[key], value)):
+            torch.manual_seed(seed)
+            weights = torchvision.models.resnet18(weights=None).state_dict()
+            torch.save(weights, supplied / name)
     supplied.set(**{name.replace(".", "__"): given for name, given in others.items()})
     if others:
         supplied.stage(stage)
