@@ -2,6 +2,7 @@
 # make install    only install
 # make test       install what the tests need, then lint, types and tests
 # make table2     measure what each module of the method adds, on three seeds of the demo world
+# make bench      measure the pipeline against the bare model: docs/performance.md
 # make rehearsal  run the paper's networks, with random weights, on drawn JPEGs of VOC's sizes
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo install test lint table2 rehearsal
+.PHONY: demo install test lint table2 bench rehearsal
 
 demo: $(VENV)/installed .dvc/config.local
 	dvc repro
@@ -18,7 +19,7 @@ demo: $(VENV)/installed .dvc/config.local
 install: $(VENV)/installed .dvc/config.local
 
 test: $(VENV)/installed-dev lint
-	pytest
+	pytest -n auto --dist worksteal
 
 lint: $(VENV)/installed-dev
 	ruff check
@@ -26,6 +27,9 @@ lint: $(VENV)/installed-dev
 
 table2: $(VENV)/installed .dvc/config.local
 	python -m experiments.table2
+
+bench: $(VENV)/installed .dvc/config.local
+	python -m bench
 
 rehearsal: $(VENV)/installed
 	CCD_BATCH=4 python -m experiments.rehearsal

@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,15 @@ class Store:
     schema: str
     arrays: Mapping[str, tuple[str, ...]]
 
+
+class Rows(NamedTuple):
+    """So many rows of an array, in parts: all of them may not fit into memory."""
+
+    total: int
+    parts: Iterable[npt.NDArray[Any]]
+
+
+ROWS = 4096  # of labels, scores or embeddings that the cheap stages work on at a time
 
 ID = {"image_id": "string"}
 VIEW = ID | {"class": "string", "rank": "int32"}
@@ -104,7 +114,8 @@ def index_digest(index: pd.DataFrame) -> str:
 
 def file_digest(table: Table) -> str:
     """Digest of a table's file, for what goes with it row by row."""
-    return hashlib.sha256(table.path.read_bytes()).hexdigest()
+    with table.path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def usable(index: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
@@ -135,50 +146,95 @@ def class_table(
     return pd.concat([ids.reset_index(drop=True), scores], axis=1)
 
 
-def write_table(table: Table, frame: pd.DataFrame, provenance: Provenance, under: Path) -> None:
-    """Write `frame` to the table's path below `under`. Columns not in the schema are refused."""
-    classes = class_columns(table, frame)
+def write_table(
+    table: Table, frame: pd.DataFrame | Iterable[pd.DataFrame], provenance: Provenance, under: Path
+) -> None:
+    """Write `frame`, or its rows in parts, at least one, to the table's path below `under`.
+
+    The parts are the file's row groups. Columns not in the schema are refused.
+    """
+    parts = iter([frame] if isinstance(frame, pd.DataFrame) else frame)
+    first = next(parts)
+    classes = class_columns(table, first)
     if classes and not table.per_class:
         raise ValueError(f"{table.path}: no columns {classes} in {table.schema}")
     types = dict(table.columns) | dict.fromkeys(classes, "float32")
     fields = [
-        pa.field(name, pa.type_for_alias(types[name]), nullable=False) for name in frame.columns
+        pa.field(name, pa.type_for_alias(types[name]), nullable=False) for name in first.columns
     ]
-    columns = [  # a NaN stays a NaN: nothing is ever null
-        pa.array(frame[field.name].to_numpy(), field.type, from_pandas=False) for field in fields
-    ]
-    note = {"schema": table.schema} | ({"classes": classes} if table.per_class else {}) | provenance
-    arrow = pa.Table.from_arrays(columns, schema=pa.schema(fields))
-    note["sha256"] = _digest(note, _columns(arrow))
+    note: Provenance = {"schema": table.schema} | provenance
+    if table.per_class:
+        note["classes"] = classes
     path = under / table.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    described = arrow.replace_schema_metadata({"ccd": json.dumps(note, sort_keys=True)})
-    pq.write_table(described, path, compression="zstd")
+    digests = _Digests()
+    with pq.ParquetWriter(path, pa.schema(fields), compression="zstd") as writer:
+        for part in chain([first], parts):
+            columns = [  # a NaN stays a NaN: nothing is ever null
+                pa.array(part[field.name].to_numpy(), field.type, from_pandas=False)
+                for field in fields
+            ]
+            arrow = pa.Table.from_arrays(columns, schema=pa.schema(fields))
+            digests.add(_columns(arrow))
+            writer.write_table(arrow, row_group_size=max(1, len(arrow)))
+        note["columns"] = digests.of_columns()
+        note["sha256"] = _digest_of_note(note)
+        writer.add_key_value_metadata({"ccd": json.dumps(note, sort_keys=True)})
 
 
-def read_table(table: Table, index: str | None = None) -> tuple[pd.DataFrame, Provenance]:
-    """The table and its provenance, checked: present, whole, of its schema, made from `index`.
+def read_table(
+    table: Table, index: str | None = None, columns: list[str] | None = None
+) -> tuple[pd.DataFrame, Provenance]:
+    """The table, or some of its columns, and its provenance, checked.
 
-    Raises `UserError` otherwise, with what to do.
+    It is present, whole, of its schema and made from `index`; else `UserError`, with what to do.
     """
+    file, note = _open(table, index)
+    try:
+        arrow = file.read(columns)
+        digests = _Digests()
+        digests.add(_columns(arrow))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(table.path, error) from None
+    digests.check(table.path, note)
+    return arrow.to_pandas(), note
+
+
+def read_parts(table: Table, index: str | None = None) -> Iterator[pd.DataFrame]:
+    """The rows of a table, a row group at a time, checked as by `read_table`.
+
+    Damage may show after the last part alone: publish nothing before.
+    """
+    file, note = _open(table, index)
+    digests = _Digests()
+    for group in range(file.num_row_groups):
+        try:
+            arrow = file.read_row_group(group)
+            digests.add(_columns(arrow))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _damaged(table.path, error) from None
+        yield arrow.to_pandas()
+    digests.check(table.path, note)
+
+
+def _open(table: Table, index: str | None) -> tuple[pq.ParquetFile, Provenance]:
     path = table.path
     if not path.exists():
         raise _absent(path)
     try:
-        arrow = pq.read_table(path)
-        note: Provenance = json.loads((arrow.schema.metadata or {}).get(b"ccd", b"{}"))
-        columns = _columns(arrow)
+        file = pq.ParquetFile(path)
+        note: Provenance = json.loads((file.metadata.metadata or {}).get(b"ccd", b"{}"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from None
     _check_note(path, table.schema, note, index)
-    if _digest(note, columns) != note.get("sha256"):
-        raise _damaged(path, ValueError("content and digest differ"))
-    return arrow.to_pandas(), note
+    if _digest_of_note(note) != note.get("sha256"):
+        raise _damaged(path, ValueError("note and digest differ"))
+    return file, note
 
 
 def write_store(
     store: Store,
-    arrays: Mapping[str, npt.NDArray[Any]],
+    arrays: Mapping[str, npt.NDArray[Any] | Rows],
     provenance: Provenance,
     under: Path,
     labels: Mapping[str, Iterable[str]] | None = None,
@@ -193,25 +249,34 @@ def write_store(
     path = under / store.path
     path.parent.mkdir(parents=True, exist_ok=True)
     codec = ZstdCodec(level=1, checksum=True)
-    note = {"schema": store.schema} | provenance
-    note["sha256"] = _digest(note, arrays)
-    group = zarr.open_group(path, mode="w", zarr_format=3, attributes=dict(sorted(note.items())))
-    for name, values in sorted(arrays.items()):
-        row_bytes = max(1, values[:1].nbytes)
-        rows = max(1, min(len(values), (1 << 20) // row_bytes))
-        shard = rows * max(1, min(64, -(-len(values) // rows)))
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    digests = _Digests()
+    for name, given in sorted(arrays.items()):
+        rows = given if isinstance(given, Rows) else Rows(len(given), [given])
+        parts = iter(rows.parts)
+        first = next(parts)
+        row_bytes = max(1, first[:1].nbytes)
+        chunk = max(1, min(rows.total, (1 << 20) // row_bytes))
+        shard = chunk * max(1, min(64, -(-rows.total // chunk)))
+        sides = [max(1, side) for side in first.shape[1:]]
         array = group.create_array(
             name,
-            shape=values.shape,
-            dtype=values.dtype,
-            chunks=(rows, *(max(1, side) for side in values.shape[1:])),
-            shards=(shard, *(max(1, side) for side in values.shape[1:])),
+            shape=(rows.total, *first.shape[1:]),
+            dtype=first.dtype,
+            chunks=(chunk, *sides),
+            shards=(shard, *sides),
             compressors=[codec],
             fill_value=np.nan,
             dimension_names=store.arrays[name],
             config={"write_empty_chunks": True},
         )
-        array[...] = values
+        start = 0
+        for part in _regrouped(chain([first], parts), shard):
+            digests.add({name: part})
+            array[start : start + len(part)] = part
+            start += len(part)
+        if start != rows.total:
+            raise ValueError(f"{store.path}: {start} rows of {name}, not {rows.total}")
     for name, strings in (labels or {}).items():
         text = np.array(list(strings), dtype=object)
         with warnings.catch_warnings():
@@ -228,27 +293,54 @@ def write_store(
                 config={"write_empty_chunks": True},
             )
             array[...] = text
+    note: Provenance = {"schema": store.schema, "columns": digests.of_columns()} | provenance
+    note["sha256"] = _digest_of_note(note)
+    group.attrs.update(dict(sorted(note.items())))
 
 
-def read_store(
-    store: Store, index: str | None = None
-) -> tuple[dict[str, npt.NDArray[Any]], Provenance]:
-    """The arrays of a store and its provenance, checked as `read_table` does, digest included."""
+def read_store(store: Store, index: str | None = None) -> tuple[dict[str, Any], Provenance]:
+    """The arrays of a store, read as they are sliced, and its provenance, checked.
+
+    Their content is read once through for its digest.
+    """
     import zarr
 
     path = store.path
     if not path.exists():
         raise _absent(path)
+    digests = _Digests()
     try:
         group: Any = zarr.open_group(path, mode="r")
         note: Provenance = dict(group.attrs)
-        arrays = {name: np.asarray(group[name][...]) for name in store.arrays}
+        arrays = {name: group[name] for name in store.arrays}
+        for name, array in arrays.items():
+            for part in parts_of(array.shape[0], (array.shards or array.chunks)[0]):
+                digests.add({name: array[part]})
     except Exception as error:  # zarr and its codecs raise many kinds for a damaged store
         raise _damaged(path, error) from None
     _check_note(path, store.schema, note, index)
-    if _digest(note, arrays) != note.get("sha256"):
-        raise _damaged(path, ValueError("content and digest differ"))
+    if _digest_of_note(note) != note.get("sha256"):
+        raise _damaged(path, ValueError("note and digest differ"))
+    digests.check(path, note)
     return arrays, note
+
+
+def parts_of(stop: int, size: int = ROWS, start: int = 0) -> list[slice]:
+    """start..stop in slices of `size`, at least one: rows that are worked on at a time."""
+    firsts = range(start, max(stop, start + 1), size)
+    return [slice(first, min(first + size, stop)) for first in firsts]
+
+
+def _regrouped(parts: Iterable[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[Any]]:
+    """The same rows in parts of `size`, at least one; the last may have less."""
+    waiting: list[npt.NDArray[Any]] = []
+    for part in parts:
+        waiting.append(part)
+        while sum(map(len, waiting)) > size:
+            rows = np.concatenate(waiting)
+            yield rows[:size]
+            waiting = [rows[size:]]
+    yield np.concatenate(waiting)
 
 
 def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
@@ -264,15 +356,33 @@ def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
     return columns
 
 
-def _digest(note: Provenance, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Digest of a provenance, but for the digest in it, and of arrays with names, shapes, types."""
-    digest = hashlib.sha256()
+class _Digests:
+    """Digests of named arrays whose rows come in parts; the same however they are parted."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Any] = {}
+        self._kinds: dict[str, str] = {}
+
+    def add(self, parts: Mapping[str, npt.NDArray[Any]]) -> None:
+        for name, part in parts.items():
+            self._kinds[name] = f"{part.dtype} {part.shape[1:]}"
+            self._rows.setdefault(name, hashlib.sha256()).update(np.ascontiguousarray(part))
+
+    def of_columns(self) -> dict[str, str]:
+        return {
+            name: hashlib.sha256(f"{self._kinds[name]} {rows.hexdigest()}".encode()).hexdigest()
+            for name, rows in sorted(self._rows.items())
+        }
+
+    def check(self, path: Path, note: Provenance) -> None:
+        if not self.of_columns().items() <= note["columns"].items():
+            raise _damaged(path, ValueError("content and digest differ"))
+
+
+def _digest_of_note(note: Provenance) -> str:
+    """Digest of a provenance, but for the digest in it; the arrays' own are among it."""
     described = {key: value for key, value in note.items() if key != "sha256"}
-    digest.update(json.dumps(described, sort_keys=True).encode())
-    for name, values in sorted(arrays.items()):
-        digest.update(f"\n{name} {values.shape} {values.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _check_note(path: Path, schema: str, note: Provenance, index: str | None) -> None:

@@ -8,6 +8,8 @@ every usable image, raw), `data/bias.parquet` and `data/initial_labels.parquet` 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -20,15 +22,16 @@ from stages.artifacts import (
     INITIAL_LABELS,
     class_table,
     index_digest,
+    parts_of,
     read_store,
     read_table,
-    usable,
     write_table,
 )
 from stages.errors import UserError
 from stages.job import Job, main
 from stages.method.debias import class_bias, debias, entropy_limit_in_nats, label_floor
 from stages.method.similarity import PROBABILITIES
+from stages.method.types import Booleans, Floats
 from stages.params import Params
 
 
@@ -44,28 +47,38 @@ def run(params: Params, job: Job) -> None:
     classes = of_texts["classes"]
     learned = params.labels.temperature == "learned"
     temperature = of_texts["temperature"] if learned else float(params.labels.temperature)
-
-    readable = usable(index)
-    ok = (index["status"] == "ok").to_numpy()
+    text = texts["embedding"][...]
     similarity = PROBABILITIES[params.labels.precision]
-    p = similarity(images["embedding"][ok], texts["embedding"], temperature)
-    train = (readable["split"] == "train").to_numpy()
+
+    def scores() -> Iterator[tuple[pd.DataFrame, Floats]]:
+        """Rows of usable images and CLIP's probabilities for them, a part at a time."""
+        for part in parts_of(len(index)):
+            rows = index.iloc[part]
+            ok = (rows["status"] == "ok").to_numpy()
+            yield rows[ok], similarity(images["embedding"][part][ok], text, temperature)
+
     limit = entropy_limit_in_nats(params.bias.entropy_limit, params.bias.entropy_unit, len(classes))
-    measured = class_bias(p[train], limit, params.bias.min_count)
-    initial = p[train]
-    if params.bias.debias:
-        floor = label_floor(params.labels.floor, len(classes))
-        initial = np.clip(debias(initial, measured.bias, floor), 0, 1)
+    measured = class_bias((p[_train(rows)] for rows, p in scores()), limit, params.bias.min_count)
+    floor = label_floor(params.labels.floor, len(classes))
+
+    def initial(p: Floats) -> Floats:
+        return np.clip(debias(p, measured.bias, floor), 0, 1) if params.bias.debias else p
 
     provenance = {"index": digest, "teacher": of_images["teacher"], "temperature": temperature}
     table = pd.DataFrame({"class": classes, "bias": measured.bias, "count": measured.images})
     table["measured"] = measured.images >= params.bias.min_count
     write_table(BIAS, table, provenance, job.staging)
-    write_table(
-        GLOBAL_SCORES, class_table(readable[["image_id"]], p, classes), provenance, job.staging
+    raw = (class_table(rows[["image_id"]], p, classes) for rows, p in scores())
+    write_table(GLOBAL_SCORES, raw, provenance, job.staging)
+    labels = (
+        class_table(rows.loc[_train(rows), ["image_id"]], initial(p[_train(rows)]), classes)
+        for rows, p in scores()
     )
-    ids = readable.loc[train, ["image_id"]]
-    write_table(INITIAL_LABELS, class_table(ids, initial, classes), provenance, job.staging)
+    write_table(INITIAL_LABELS, labels, provenance, job.staging)
+
+
+def _train(rows: pd.DataFrame) -> Booleans:
+    return (rows["split"] == "train").to_numpy()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ from stages.artifacts import (
     CAM_MAPS,
     INDEX,
     WARMUP_STUDENT,
+    Rows,
     index_digest,
+    parts_of,
     read_table,
     usable,
     write_store,
@@ -31,9 +33,9 @@ from stages.artifacts import (
 )
 from stages.errors import UserError
 from stages.images.augment import weak
-from stages.images.loading import Photographs, batches
+from stages.images.loading import batches_of, global_views
 from stages.job import Job, main
-from stages.method.types import Booleans, Floats
+from stages.method.types import Booleans, Floats, Integers
 from stages.method.views import (
     Box,
     above_class_mean,
@@ -49,14 +51,21 @@ from stages.method.views import (
     scale_to_unit,
     search_threshold,
 )
-from stages.models.student import Student, activation_maps, load_student, logits_of
+from stages.models.student import (
+    Student,
+    activation_maps,
+    fitting_batch,
+    load_student,
+    logits_of,
+)
 from stages.models.weights import Note
 from stages.params import CamBoxes, Params
 from stages.progress import say
-from stages.resume import Arrays, in_blocks
+from stages.resume import Arrays, Blocks, in_blocks
 from stages.sources.box_table import EDGES, KEY, box_table
 
 PART = 100  # images that the published script counts candidates in at a time
+CELLS = 1 << 22  # of enlarged maps at a time
 
 
 def run(params: Params, job: Job) -> None:
@@ -65,58 +74,58 @@ def run(params: Params, job: Job) -> None:
     rows = usable(index, "train")
     settings = params.cam_boxes
     provenance = {"index": digest, "side": settings.input_size, "views": settings.views}
-    maps = np.zeros((0, 1, 1), np.float16)
+    boxes: pd.DataFrame | Iterator[pd.DataFrame]
+    maps = iter([np.zeros((0, 1, 1), np.float16)])
+    views: list[Integers] = []
     if settings.views == "cam":
         student, note = load_student(WARMUP_STUDENT, machine.device(), digest)
-        boxes, maps = seen(job, student, note, rows, settings, params.seed)
+        looked = look(job, student, note, rows, settings)
+        chosen = choose(looked, student, note, rows, settings, params.seed)
         provenance |= {"student": note["sha256"], "asked": note["classes"]}
+        boxes = located(rows, looked, chosen, note["classes"], settings, views)
+        maps = shown(looked, chosen, views)
     elif settings.views == "file":
         boxes = given(rows, settings)
     else:
         boxes = placed(rows, settings, params.seed)
     write_table(CAM_BOXES, boxes, provenance, job.staging)
-    write_store(CAM_MAPS, {"map": maps}, provenance, job.staging)
+    count = sum(int(of_each.sum()) for of_each in views)
+    write_store(CAM_MAPS, {"map": Rows(count, maps)}, provenance, job.staging)
 
 
-def seen(
-    job: Job, student: Student, note: Note, rows: pd.DataFrame, settings: CamBoxes, seed: int
-) -> tuple[pd.DataFrame, Floats]:
-    """The student's own views: boxes, and their maps scaled to 0..1 at the map's resolution."""
-    device = machine.device()
-    photographs = Photographs(rows, settings.input_size)
+def look(job: Job, student: Student, note: Note, rows: pd.DataFrame, settings: CamBoxes) -> Blocks:
+    """The student's maps of all classes, and its scores, of every image."""
+    device, size = machine.device(), settings.input_size
+    batch = fitting_batch(student, note, size, device)
 
-    def look(block: range) -> Arrays:
-        parts = [
-            activation_maps(student, note, views, device)
-            for views in batches(photographs, block, machine.batch())
-        ]
-        maps = torch.cat(parts)
-        return {"maps": maps.numpy(), "scores": logits_of(maps).sigmoid().numpy()}
+    def maps(blocks: list[range]) -> Iterator[Arrays]:
+        views = global_views(
+            rows, size, (part for block in blocks for part in batches_of(block, batch))
+        )
+        for block in blocks:
+            parts = [
+                activation_maps(student, note, next(views), device)
+                for _ in batches_of(block, batch)
+            ]
+            found = torch.cat(parts)
+            scores = logits_of(found).sigmoid()
+            yield {"maps": found.cpu().numpy(), "scores": scores.cpu().numpy()}
 
-    looked = in_blocks(job, len(rows), machine.block(), "images", look)
-    scores = looked["scores"]
+    return in_blocks(job, len(rows), machine.block(device), "images", maps)
+
+
+def choose(
+    looked: Blocks, student: Student, note: Note, rows: pd.DataFrame, settings: CamBoxes, seed: int
+) -> Booleans:
+    """Which classes (images, classes) get a local view."""
+    scores = np.concatenate(list(looked.of("scores")))
+    if settings.selection == "fixed":
+        return candidates(scores, settings.threshold)
     if settings.selection == "search":
         shuffled = augmented_scores(student, note, rows, seed)
         threshold = search_threshold(shuffled, settings.threshold, settings.mean_views)
         say(f"cam_boxes: the search ended at a threshold of {threshold:.3f}")
-        chosen = candidates(scores, threshold)
-    else:
-        chosen = choose(scores, settings)
-    tables, shown = [], []
-    for block, arrays in looked:
-        here = slice(block.start, block.stop)
-        table, maps = locate(
-            rows[here], arrays["maps"], scores[here], chosen[here], note["classes"], settings
-        )
-        tables.append(table)
-        shown.append(maps)
-    return pd.concat(tables), np.concatenate(shown)
-
-
-def choose(scores: Floats, settings: CamBoxes) -> Booleans:
-    """Which classes (images, classes) get a local view: by a fixed threshold, or the quantile's."""
-    if settings.selection == "fixed":
-        return candidates(scores, settings.threshold)
+        return candidates(scores, threshold)
     if settings.margin == "class_mean":
         scores = above_class_mean(scores)
     return candidates(scores, candidate_threshold(scores, settings.mean_views))
@@ -126,71 +135,111 @@ def augmented_scores(
     student: Student, note: Note, rows: pd.DataFrame, seed: int
 ) -> Iterator[Floats]:
     """Scores of the images in random order, mirrored at random and at the training's size."""
-    device = machine.device()
+    device, size = machine.device(), note["size"]
+    batch = fitting_batch(student, note, size, device)
     torch.manual_seed(seed)
     order = torch.randperm(len(rows)).tolist()
-    for views in batches(Photographs(rows, note["size"]), order, PART):
-        mirrored, batch = weak(views), machine.batch()
-        parts = [mirrored[start : start + batch] for start in range(0, len(mirrored), batch)]
-        maps = torch.cat([activation_maps(student, note, part, device) for part in parts])
-        yield logits_of(maps).sigmoid().numpy()
+    for views in global_views(rows, size, batches_of(order, PART)):
+        mirrored = weak(views)
+        parts = [
+            activation_maps(student, note, mirrored[part[0] : part[-1] + 1], device)
+            for part in batches_of(range(len(mirrored)), batch)
+        ]
+        yield logits_of(torch.cat(parts)).sigmoid().cpu().numpy()
 
 
-def locate(
+def located(
     rows: pd.DataFrame,
-    maps: Floats,
-    scores: Floats,
+    looked: Blocks,
     chosen: Booleans,
     classes: list[str],
     settings: CamBoxes,
-) -> tuple[pd.DataFrame, Floats]:
-    """The boxes of the chosen classes, and their maps scaled to 0..1 at the map's resolution."""
-    table, shown = [], []
-    sizes = zip(rows["image_id"], rows["width"], rows["height"], strict=True)
-    for image, (image_id, width, height) in enumerate(sizes):
-        ranked = [c for c in np.argsort(-scores[image], kind="stable") if chosen[image, c]]
-        if not ranked:
-            continue
+    views: list[Integers],
+) -> Iterator[pd.DataFrame]:
+    """The boxes of the chosen classes, a block at a time.
+
+    What a block appends to `views` is how many boxes each of its chosen maps gives.
+    """
+    names = np.array(classes, dtype=object)
+    for block, arrays in looked:
+        image, c, rank = ranked(arrays["scores"], chosen[block.start : block.stop])
+        boxes, of_each = regions(arrays["maps"], image, c, settings)
+        views.append(of_each)
+        image, c, rank = (np.repeat(values, of_each) for values in (image, c, rank))
+        part = rows.iloc[block.start + image]
+        table = pd.DataFrame(
+            {
+                "image_id": part["image_id"].to_numpy(),
+                "class": names[c],
+                "rank": rank,
+                "score": arrays["scores"][image, c],
+            }
+        )
+        yield with_edges(table, expand_box(boxes, settings.offset), part, settings)
+
+
+def shown(looked: Blocks, chosen: Booleans, views: list[Integers]) -> Iterator[Floats]:
+    """The map behind each box, scaled to 0..1, at its own resolution, a block at a time."""
+    for (block, arrays), of_each in zip(looked, views, strict=True):
+        image, c, _ = ranked(arrays["scores"], chosen[block.start : block.stop])
+        maps = scale_to_unit(arrays["maps"][image, c]).astype(np.float16)
+        yield np.repeat(maps, of_each, axis=0)
+
+
+def ranked(scores: Floats, chosen: Booleans) -> tuple[Integers, Integers, Integers]:
+    """Image, class and rank of what is `chosen` (images, classes): by image, best class first."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    wanted = np.take_along_axis(chosen, order, axis=1)
+    image, place = np.nonzero(wanted)
+    return image, order[image, place], (np.cumsum(wanted, axis=1) - 1)[image, place]
+
+
+def regions(
+    maps: Floats, image: Integers, c: Integers, settings: CamBoxes
+) -> tuple[Floats, Integers]:
+    """Boxes (boxes, 4) around the most active parts of some maps, and how many each map gives.
+
+    maps: (images, classes, height, width), enlarged to the student's input before; image, c: of
+    each map that is asked for.
+    """
+    boxes: list[Floats] = [np.empty((0, 4))]
+    counts = np.ones(len(image), np.int64)
+    for part in parts_of(len(image), max(1, CELLS // settings.input_size**2)):
         raised = F.interpolate(
-            torch.from_numpy(maps[image, ranked])[None], size=settings.input_size, mode="bilinear"
-        )[0].numpy()
-        for rank, c in enumerate(ranked):
-            small = scale_to_unit(maps[image, c]).astype(np.float16)
-            for region in regions_of(raised[rank], settings):
-                edges = _edges(expand_box(region, settings.offset), width, height, settings)
-                table.append([image_id, classes[c], rank, scores[image, c], *edges])
-                shown.append(small)
-    shape = (0, *maps.shape[2:])
-    return (
-        pd.DataFrame(table, columns=list(CAM_BOXES.columns)),
-        np.stack(shown) if shown else np.zeros(shape, np.float16),
-    )
+            torch.from_numpy(maps[image[part], c[part]])[:, None],
+            size=(settings.input_size, settings.input_size),
+            mode="bilinear",
+        )[:, 0].numpy()
+        if settings.box == "tight":
+            boxes.append(region_box(scale_to_unit(raised), settings.cam_threshold))
+            continue
+        for number, activation in enumerate(raised, part.start):
+            found = regions_of(activation, settings)
+            boxes.append(np.array(found))
+            counts[number] = len(found)
+    return np.concatenate(boxes), counts
 
 
 def regions_of(activation: Floats, settings: CamBoxes) -> list[Box]:
-    """The boxes around the most active part of a map (height, width), before they grow."""
+    """The boxes of one map (height, width) as published, or one for each connected region."""
     if settings.box == "first_last":
         return [first_last_box(activation, settings.cam_threshold)]
-    unit_map = scale_to_unit(activation)
-    if settings.box == "regions":
-        return region_boxes(unit_map, settings.cam_threshold)
-    return [region_box(unit_map, settings.cam_threshold)]
+    return region_boxes(scale_to_unit(activation), settings.cam_threshold)
 
 
 def placed(rows: pd.DataFrame, settings: CamBoxes, seed: int) -> pd.DataFrame:
     """`mean_views` views of every image, of no class: a grid's tiles, or random ones."""
     rng = np.random.default_rng(seed)
     count = int(settings.mean_views)
-    table = []
-    for image_id, width, height in zip(
-        rows["image_id"], rows["width"], rows["height"], strict=True
-    ):
-        boxes = (
-            grid_boxes(round(count**0.5)) if settings.views == "grid" else random_boxes(count, rng)
-        )
-        for rank, box in enumerate(boxes):
-            table.append([image_id, "", rank, np.nan, *_edges(box, width, height, settings)])
-    return pd.DataFrame(table, columns=list(CAM_BOXES.columns))
+    if settings.views == "grid":
+        boxes = np.tile(grid_boxes(round(count**0.5)), (len(rows), 1))
+    else:
+        boxes = np.concatenate([random_boxes(count, rng) for _ in range(len(rows))])
+    part = rows.loc[rows.index.repeat(count)]
+    table = pd.DataFrame({"image_id": part["image_id"].to_numpy(), "class": ""})
+    table["rank"] = np.tile(np.arange(count), len(rows))
+    table["score"] = np.nan
+    return with_edges(table, boxes, part, settings)
 
 
 def given(rows: pd.DataFrame, settings: CamBoxes) -> pd.DataFrame:
@@ -214,11 +263,17 @@ def given(rows: pd.DataFrame, settings: CamBoxes) -> pd.DataFrame:
     return found[list(CAM_BOXES.columns)]
 
 
-def _edges(box: Box, width: int, height: int, settings: CamBoxes) -> tuple[int, ...]:
-    """x0, y0, x1, y1 in pixels of the original, then u0, v0, u1, v1 in those of the squashed."""
-    side = settings.input_size
-    return box_in_pixels(box, width, height) + box_in_pixels(box, side, side)
+def with_edges(
+    table: pd.DataFrame, boxes: Floats, part: pd.DataFrame, settings: CamBoxes
+) -> pd.DataFrame:
+    """`table` with the edges of `boxes`: in pixels of the originals, the index's rows `part`, and
+    of the squashed image.
+    """
+    width, height = part["width"].to_numpy(), part["height"].to_numpy()
+    table[EDGES] = box_in_pixels(boxes, width, height)
+    table[["u0", "v0", "u1", "v1"]] = box_in_pixels(boxes, settings.input_size, settings.input_size)
+    return table
 
 
 if __name__ == "__main__":
-    main("cam_boxes", run)
+    main("cam_boxes", run, on_ranks=True)

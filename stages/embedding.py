@@ -1,51 +1,114 @@
-"""The teacher at work on parts of images: each image decoded once, views of one size in batches."""
+"""The teacher at work on views of images: each image decoded once, views of one size in batches."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from stages import machine
 from stages.images.decode import read_image
-from stages.images.views import Cutting, Pixels, global_view, part_of_squashed, view, view_size
-from stages.method.types import Floats
+from stages.images.loading import made_ahead
+from stages.images.views import (
+    DETAIL,
+    Cutting,
+    Pixels,
+    global_view,
+    part_of_squashed,
+    stack,
+    view,
+    view_size,
+)
+from stages.method.types import Integers
 from stages.models.teacher import Teacher
+from stages.resume import Arrays
 
 
-def embed_parts(
-    boxes: pd.DataFrame, files: pd.DataFrame, teacher: Teacher, cutting: Cutting
-) -> Floats:
-    """Embeddings (views, dim) of the parts of images in `boxes`; an image's stand together.
+class Look(NamedTuple):
+    """Views of one image, cut from one decoding of it: of the boxes in it, or of all of it."""
 
-    boxes: `image_id`, and x0, y0, x1, y1 in pixels of the original; if views are cut from the
-    squashed image, u0, v0, u1, v1 in pixels of that. files: `path` and `sha256` by image id.
+    path: str
+    sha256: str
+    boxes: list[Pixels]
+    whole: bool = False
+
+
+def embed_looks(
+    looks_of: Callable[[range], list[Look]],
+    blocks: list[range],
+    teacher: Teacher,
+    cutting: Cutting,
+) -> Iterator[Arrays]:
+    """Embeddings (rows, dim) of the views of each of the `blocks`, one block after the other.
+
+    looks_of: the looks of a block's rows. What is in a batch follows from the block alone, not from
+    the number of decoding processes.
     """
-    embedding = np.empty((len(boxes), teacher.dim), np.float32)
-    waiting: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
+    cut = partial(cut_views, cutting=cutting, stride=teacher.stride)
+    cuts = made_ahead(cut, (look for block in blocks for look in looks_of(block)))
+    for block in blocks:
+        embedding = torch.empty(len(block), teacher.dim, device=teacher.device)
+        waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+        row = block.start
+        while row < block.stop:
+            for view_of_row in next(cuts):
+                alike = waiting.setdefault(tuple(view_of_row.shape), [])
+                alike.append((row - block.start, view_of_row))
+                if len(alike) == teacher.batch:
+                    _embed(alike, teacher, embedding)
+                    alike.clear()
+                row += 1
+        for shape in sorted(waiting):
+            if waiting[shape]:
+                _embed(waiting[shape], teacher, embedding)
+        yield {"embedding": embedding.cpu().numpy()}
 
-    def embed(size: tuple[int, int]) -> None:
-        rows, views = zip(*waiting.pop(size), strict=True)
-        embedding[list(rows)] = teacher.embed_images(torch.stack(views)).numpy()
 
-    position = 0
-    columns = ["u0", "v0", "u1", "v1"] if cutting.squashed else ["x0", "y0", "x1", "y1"]
-    for image_id, own in boxes.groupby("image_id", sort=False):
-        image = read_image(*files.loc[image_id, ["path", "sha256"]])
-        squashed = global_view(image, cutting.squashed) if cutting.squashed else None
-        for x0, y0, x1, y1 in own[columns].to_numpy().tolist():
-            box: Pixels = (x0, y0, x1, y1)
-            size = view_size(box, cutting, teacher.stride)
-            cut = (
-                view(image, box, size)
-                if squashed is None
-                else part_of_squashed(squashed, box, size)
-            )
-            waiting.setdefault(size, []).append((position, cut))
-            if len(waiting[size]) == machine.batch():
-                embed(size)
-            position += 1
-    for size in sorted(waiting):
-        embed(size)
-    return embedding
+def _embed(views: list[tuple[int, Tensor]], teacher: Teacher, into: Tensor) -> None:
+    rows = torch.tensor([row for row, _ in views], device=into.device)
+    into[rows] = teacher.embed_images(stack([view for _, view in views]))
+
+
+def cut_views(look: Look, cutting: Cutting, stride: int | None) -> list[Tensor]:
+    """The views of a look, (3, h, w) each: uint8, or float32 if cut from the squashed image."""
+    sizes = [view_size(box, cutting, stride) for box in look.boxes]
+    if look.whole:
+        image = read_image(look.path, look.sha256, enough=DETAIL * cutting.longer)
+        return [view(image, (0, 0, image.width, image.height), sizes[0])]
+    image = read_image(look.path, look.sha256)
+    if cutting.squashed:
+        squashed = global_view(image, cutting.squashed)
+        return [part_of_squashed(squashed, *cut) for cut in zip(look.boxes, sizes, strict=True)]
+    return [view(image, *cut) for cut in zip(look.boxes, sizes, strict=True)]
+
+
+def whole_images(rows: pd.DataFrame, block: range) -> list[Look]:
+    """A look at each image of the index's `rows` in `block`, as a whole."""
+    part = rows.iloc[block.start : block.stop]
+    columns = (part[name] for name in ("path", "sha256", "width", "height"))
+    return [
+        Look(path, sha256, [(0, 0, width, height)], whole=True)
+        for path, sha256, width, height in zip(*columns, strict=True)
+    ]
+
+
+def parts_of_images(
+    files: pd.DataFrame, image: Integers, edges: Integers, block: range
+) -> list[Look]:
+    """A look at each image that has boxes in `block`.
+
+    files: the index. image: the row in it of every box, those of one image beside each other; edges
+    (boxes, 4): x0, y0, x1, y1 in pixels.
+    """
+    rows = image[block.start : block.stop]
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    looks = []
+    for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+        path, sha256 = files[["path", "sha256"]].iloc[rows[start]].tolist()
+        own = edges[block.start + start : block.start + stop].tolist()
+        looks.append(Look(path, sha256, [(x0, y0, x1, y1) for x0, y0, x1, y1 in own]))
+    return looks

@@ -3,7 +3,7 @@
 Reads the classifier, the warmed-up student, every label table and, here alone, the ground truth.
 Writes `data/predictions.parquet` (every usable image) and, small and kept in git,
 `results/metrics.json`, `ladder.csv`, `per_class.csv`, `precision_recall.csv` and `training.csv`.
-Without ground truth it says so, and reports what can be said without.
+Without ground truth it says so, and reports what can be said without. Resumes by block.
 
     python -m stages.evaluate
 """
@@ -11,6 +11,7 @@ Without ground truth it says so, and reports what can be said without.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import precision_recall_curve
+from torch import Tensor
 
 from stages import machine
 from stages.artifacts import (
@@ -44,7 +46,7 @@ from stages.artifacts import (
     write_table,
 )
 from stages.errors import UserError
-from stages.images.loading import Photographs, batches
+from stages.images.loading import batches_of, global_views
 from stages.job import Job, main
 from stages.method.average_precision import (
     mean_average_precision,
@@ -53,9 +55,10 @@ from stages.method.average_precision import (
 )
 from stages.method.debias import entropy
 from stages.method.types import Floats
-from stages.models.student import activation_maps, load_student, logits_of
+from stages.models.student import activation_maps, fitting_batch, load_student, logits_of
 from stages.params import Params
-from stages.progress import meter, say
+from stages.progress import say
+from stages.resume import Arrays, in_blocks
 
 # the rungs of the ladder: key, split, what is judged
 RUNGS = (
@@ -79,9 +82,7 @@ def run(params: Params, job: Job) -> None:
         "local": read_table(LOCAL_LABELS, digest)[0],
         "pseudo": read_table(PSEUDO_LABELS, digest)[0],
         "teacher": teacher,
-        "warmup": predict(rows, digest, WARMUP_STUDENT, classes, "evaluate the warm-up"),
-        "student": predict(rows, digest, STUDENT, classes, "evaluate the student"),
-    }
+    } | predictions(job, rows, digest, classes)
     truth, _ = read_table(GROUND_TRUTH, digest)
     if class_columns(GROUND_TRUTH, truth) != classes:
         raise UserError(f"{GROUND_TRUTH.path} has other classes than the labels: run `dvc repro`")
@@ -105,21 +106,37 @@ def run(params: Params, job: Job) -> None:
         say("evaluate: no labelled test images; results/metrics.json has what can be said without")
 
 
-def predict(
-    rows: pd.DataFrame, digest: str, weights: Path, classes: list[str], title: str
-) -> pd.DataFrame:
-    """The student's probabilities of every image in `rows`, as a label table."""
+def predictions(
+    job: Job, rows: pd.DataFrame, digest: str, classes: list[str]
+) -> dict[str, pd.DataFrame]:
+    """Label tables of the students' probabilities of every image in `rows`, each decoded once."""
     device = machine.device()
-    student, note = load_student(weights, device, digest)
-    if note["classes"] != classes:
-        raise UserError(f"{weights} has other classes than the labels: run `dvc repro`")
-    photographs = Photographs(rows, note["size"])
-    parts = []
-    with meter(title, "images", len(rows)) as progress:
-        for views in batches(photographs, range(len(rows)), machine.batch()):
-            parts.append(logits_of(activation_maps(student, note, views, device)).sigmoid())
-            progress.advance(len(views))
-    return class_table(rows[["image_id"]], torch.cat(parts).numpy(), classes)
+    students = {}
+    for key, path in (("warmup", WARMUP_STUDENT), ("student", STUDENT)):
+        students[key] = student, note = load_student(path, device, digest)
+        if note["classes"] != classes:
+            raise UserError(f"{path} has other classes than the labels: run `dvc repro`")
+    size = note["size"]
+    batch = fitting_batch(student, note, size, device)
+
+    def look(blocks: list[range]) -> Iterator[Arrays]:
+        views = global_views(
+            rows, size, (part for block in blocks for part in batches_of(block, batch))
+        )
+        for block in blocks:
+            found: dict[str, list[Tensor]] = {key: [] for key in students}
+            for _ in batches_of(block, batch):
+                some = next(views)
+                for key, (student, note) in students.items():
+                    logits = logits_of(activation_maps(student, note, some, device))
+                    found[key].append(logits.sigmoid())
+            yield {key: torch.cat(parts).cpu().numpy() for key, parts in found.items()}
+
+    looked = in_blocks(job, len(rows), machine.block(device), "images", look)
+    return {
+        key: class_table(rows[["image_id"]], np.concatenate(list(looked.of(key))), classes)
+        for key in students
+    }
 
 
 def _labelled(rows: pd.DataFrame, truth: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -269,4 +286,4 @@ def _round(value: float) -> float:
 
 
 if __name__ == "__main__":
-    main("evaluate", run)
+    main("evaluate", run, on_ranks=True)

@@ -9,6 +9,8 @@ Reads the embeddings of local views and classes, the boxes, the bias and the ini
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -22,11 +24,12 @@ from stages.artifacts import (
     LOCAL_LABELS,
     LOCAL_SCORES,
     PSEUDO_LABELS,
-    class_columns,
     class_table,
     class_values,
     file_digest,
     index_digest,
+    parts_of,
+    read_parts,
     read_store,
     read_table,
     write_table,
@@ -36,20 +39,21 @@ from stages.job import Job, main
 from stages.method.debias import debias, label_floor
 from stages.method.fusion import fuse, pool_views
 from stages.method.similarity import PROBABILITIES
+from stages.method.types import Floats
 from stages.params import Params
 
 
 def run(params: Params, job: Job) -> None:
     index, _ = read_table(INDEX)
     digest = index_digest(index)
-    initial, _ = read_table(INITIAL_LABELS, digest)
-    boxes, of_boxes = read_table(CAM_BOXES, digest)
+    ids, of_initial = read_table(INITIAL_LABELS, digest, columns=["image_id"])
+    seen, of_boxes = read_table(CAM_BOXES, digest, columns=["image_id", "class", "rank"])
     bias, _ = read_table(BIAS, digest)
     views, of_views = read_store(LOCAL_CLIP, digest)
     texts, of_texts = read_store(CLASS_TEXT)
     if of_views["boxes"] != file_digest(CAM_BOXES):
         raise UserError(f"{LOCAL_CLIP.path} was made from other boxes: run `dvc repro`")
-    classes = class_columns(INITIAL_LABELS, initial)
+    classes = of_initial["classes"]
     if (
         not of_texts["classes"] == of_boxes.get("asked", classes) == classes
         or of_texts["teacher"] != of_views["teacher"]
@@ -57,25 +61,37 @@ def run(params: Params, job: Job) -> None:
         raise UserError("the labels, views and class names do not belong together: run `dvc repro`")
     learned = params.labels.temperature == "learned"
     temperature = of_texts["temperature"] if learned else float(params.labels.temperature)
+    text = texts["embedding"][...]
+    similarity = PROBABILITIES[params.labels.precision]
+    floor = label_floor(params.labels.floor, len(classes))
+    image = pd.Index(ids["image_id"]).get_indexer(pd.Index(seen["image_id"]))  # of every view
 
-    p = PROBABILITIES[params.labels.precision](views["embedding"], texts["embedding"], temperature)
-    rows = pd.Index(initial["image_id"]).get_indexer(pd.Index(boxes["image_id"]))
-    local, viewed = pool_views(p, rows, len(initial))
-    if params.fuse_labels.no_view == "zeros":
-        viewed[:] = True  # a row of zeros counts as what was seen
-    if params.fuse_labels.debias:
-        local = debias(
-            local, bias["bias"].to_numpy(), label_floor(params.labels.floor, len(classes))
-        )
-    pseudo = fuse(class_values(INITIAL_LABELS, initial), local, viewed, params.fuse_labels.alpha)
+    def scores(of: slice) -> Floats:
+        return similarity(views["embedding"][of], text, temperature)
+
+    def labels() -> Iterator[tuple[pd.DataFrame, Floats, Floats]]:
+        """Image ids, local labels and pseudo-labels, a part at a time; views are in that order."""
+        first = 0
+        for part in read_parts(INITIAL_LABELS, digest):
+            start, stop = np.searchsorted(image, [first, first + len(part)])
+            p = np.concatenate([scores(some) for some in parts_of(int(stop), start=int(start))])
+            local, viewed = pool_views(p, image[start:stop] - first, len(part))
+            if params.fuse_labels.no_view == "zeros":
+                viewed[:] = True  # a row of zeros counts as what was seen
+            if params.fuse_labels.debias:
+                local = debias(local, bias["bias"].to_numpy(), floor)
+            initial = class_values(INITIAL_LABELS, part)
+            pseudo = fuse(initial, local, viewed, params.fuse_labels.alpha)
+            yield part[["image_id"]], np.where(viewed[:, None], np.clip(local, 0, 1), 0), pseudo
+            first += len(part)
 
     provenance = {"index": digest, "teacher": of_views["teacher"], "temperature": temperature}
-    ids = initial[["image_id"]]
-    local = np.where(viewed[:, None], np.clip(local, 0, 1), 0)
-    view_ids = boxes[["image_id", "class", "rank"]]
-    write_table(LOCAL_SCORES, class_table(view_ids, p, classes), provenance, job.staging)
-    write_table(LOCAL_LABELS, class_table(ids, local, classes), provenance, job.staging)
-    write_table(PSEUDO_LABELS, class_table(ids, pseudo, classes), provenance, job.staging)
+    raw = (class_table(seen.iloc[of], scores(of), classes) for of in parts_of(len(seen)))
+    write_table(LOCAL_SCORES, raw, provenance, job.staging)
+    local = (class_table(who, local, classes) for who, local, _ in labels())
+    write_table(LOCAL_LABELS, local, provenance, job.staging)
+    pseudo = (class_table(who, pseudo, classes) for who, _, pseudo in labels())
+    write_table(PSEUDO_LABELS, pseudo, provenance, job.staging)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,26 @@ the row of an unusable image is NaN. Resumes by block.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from functools import partial
+
 import numpy as np
-import torch
 
 from stages import machine
 from stages.artifacts import (
     GLOBAL_CLIP,
     INDEX,
     TEACHER,
+    Rows,
     index_digest,
     read_table,
     usable,
     write_store,
 )
-from stages.embedding import embed_parts
-from stages.images.loading import Photographs, batches
+from stages.embedding import embed_looks, whole_images
 from stages.images.views import Cutting
 from stages.job import Job, main
+from stages.method.types import Booleans, Floats
 from stages.models.teacher import Teacher
 from stages.params import Params
 from stages.resume import Arrays, in_blocks
@@ -34,34 +37,38 @@ from stages.resume import Arrays, in_blocks
 def run(params: Params, job: Job) -> None:
     index, _ = read_table(INDEX)
     rows = usable(index)
-    size, kept = params.global_clip.view_size, params.global_clip.aspect == "keep"
-    teacher = Teacher(TEACHER, machine.device())
-    teacher.take(size, "global_clip.view_size", aspect_kept=kept)
-    photographs = Photographs(rows, size)
-    whole = rows.assign(x0=0, y0=0, x1=rows["width"], y1=rows["height"])
+    how, device = params.global_clip, machine.device()
+    teacher = Teacher(TEACHER, device, how.precision)
+    teacher.take(how.view_size, "global_clip.view_size", aspect_kept=how.aspect == "keep")
+    cutting = Cutting(how.view_size, "keep" if how.aspect == "keep" else "square")
 
-    def embed(block: range) -> Arrays:
-        if kept:
-            boxes = whole.iloc[block.start : block.stop]
-            files = rows.set_index("image_id")
-            return {"embedding": embed_parts(boxes, files, teacher, Cutting(size))}
-        parts = [
-            teacher.embed_images(views) for views in batches(photographs, block, machine.batch())
-        ]
-        return {"embedding": torch.cat(parts).numpy()}
+    def embed(blocks: list[range]) -> Iterator[Arrays]:
+        return embed_looks(partial(whole_images, rows), blocks, teacher, cutting)
 
-    computed = in_blocks(job, len(photographs), machine.block(), "images", embed)["embedding"]
-    embedding = np.full((len(index), computed.shape[1]), np.nan, np.float32)
-    embedding[(index["status"] == "ok").to_numpy()] = computed
+    computed = in_blocks(job, len(rows), machine.block(device), "images", embed)
     provenance = {"index": index_digest(index), "teacher": teacher.digest, "units": "unit vectors"}
+    ok = (index["status"] == "ok").to_numpy()
     write_store(
         GLOBAL_CLIP,
-        {"embedding": embedding},
+        {"embedding": Rows(len(index), with_gaps(computed.of("embedding"), ok))},
         provenance,
         job.staging,
         labels={"image": index["image_id"]},
     )
 
 
+def with_gaps(parts: Iterable[Floats], there: Booleans) -> Iterator[Floats]:
+    """The rows of `parts` where `there` is True, rows of NaN between, before and behind them."""
+    places = np.flatnonzero(there)
+    begin, used = 0, 0
+    for part in parts:
+        used += len(part)
+        end = int(places[used]) if used < len(places) else len(there)
+        rows = np.full((end - begin, part.shape[1]), np.nan, np.float32)
+        rows[there[begin:end]] = part
+        yield rows
+        begin = end
+
+
 if __name__ == "__main__":
-    main("global_clip", run)
+    main("global_clip", run, on_ranks=True)

@@ -22,16 +22,17 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from stages import ranks
 from stages.errors import Interrupted, UserError, reason
 from stages.params import PARAMS_FILE, Params, parse_params, read_yaml
-from stages.progress import say
+from stages.progress import say, warn
 
 DVC_FILE = Path("dvc.yaml")
 HOME = Path(".ccd")
@@ -52,25 +53,40 @@ class Declaration:
     outs: tuple[str, ...]
 
 
+class ShareDone(Exception):
+    """This rank did its part; the first rank does the rest."""
+
+
 class Job:
-    """One run of one stage."""
+    """One run of one stage, or one rank's part in it: only what the first leaves is published."""
 
     def __init__(self, stage: str, fingerprint: str) -> None:
         self.stage = stage
         self.fingerprint = fingerprint
+        self.rank, self.ranks, *_ = ranks.place()
         self.scratch = HOME / stage / fingerprint
-        self.staging = self.scratch / "staging"
+        self.staging = self.scratch / ("staging" if self.rank == 0 else f"staging-{self.rank}")
         self._signal: int | None = None
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a signal came, to this process."""
+        return self._signal is not None
 
     def stop_if_asked(self, kept: str) -> None:
         """Call where nothing would be lost: ends the run if a signal asked for it.
 
         kept: what is done and will not be done again, for the message.
         """
-        if self._signal is not None:
-            raise Interrupted(
-                self._signal, f"{self.stage}: stopped; {kept}. `dvc repro` goes on from there."
-            )
+        if self.asked_to_stop:
+            self.stop(kept)
+
+    def stop(self, kept: str) -> NoReturn:
+        """End the run, as a signal to this rank or to another asked."""
+        raise Interrupted(
+            self._signal or signal.SIGTERM,
+            f"{self.stage}: stopped; {kept}. `dvc repro` goes on from there.",
+        )
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -93,18 +109,24 @@ class Job:
                 signal.signal(number, handler)
 
 
-def main(stage: str, run: Callable[[Params, Job], None]) -> NoReturn:
-    """Run a stage and exit: 0, 1 after a `UserError`, 128 + the number after a signal."""
+def main(stage: str, run: Callable[[Params, Job], None], on_ranks: bool = False) -> NoReturn:
+    """Run a stage and exit: 0, 1 after a `UserError`, 128 + the number after a signal.
+
+    on_ranks: it can be run by several processes, if the user asks for them.
+    """
     try:
-        execute(stage, run)
+        if on_ranks and ranks.wanted():
+            ranks.launch(stage)
+        else:
+            execute(stage, run)
     except UserError as error:
-        say("".join(f"{stage}: {line}\n" for line in str(error).splitlines()).rstrip())
+        warn("".join(f"{stage}: {line}\n" for line in str(error).splitlines()).rstrip())
         sys.exit(1)
     except Interrupted as stop:
-        say(str(stop))
+        warn(str(stop))
         sys.exit(128 + stop.signal_number)
     except KeyboardInterrupt:
-        say(f"{stage}: stopped; nothing was published, finished blocks and epochs are kept")
+        warn(f"{stage}: stopped; nothing was published, finished blocks and epochs are kept")
         sys.exit(128 + signal.SIGINT)
     sys.exit(0)
 
@@ -115,7 +137,7 @@ def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
     params = parse_params(raw)
     declared = declaration(stage, raw)
     try:
-        with _only_one(stage):
+        with _only_one(stage) if ranks.place().rank == 0 else nullcontext():
             _execute(Job(stage, fingerprint(declared, raw)), run, params, declared.outs)
     except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are of the latter
         if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
@@ -135,11 +157,16 @@ def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
 def _execute(
     job: Job, run: Callable[[Params, Job], None], params: Params, outs: tuple[str, ...]
 ) -> None:
+    shutil.rmtree(job.staging, ignore_errors=True)
+    job.staging.mkdir(parents=True)
+    if job.rank > 0:
+        with suppress(ShareDone):
+            run(params, job)
+        shutil.rmtree(job.staging)
+        return
     for other in (HOME / job.stage).iterdir():
         if other.is_dir() and other != job.scratch:
             shutil.rmtree(other)
-    shutil.rmtree(job.staging, ignore_errors=True)
-    job.staging.mkdir(parents=True)
     run(params, job)
     parse_params(again := read_yaml(PARAMS_FILE))
     if fingerprint(declaration(job.stage, again), again) != job.fingerprint:

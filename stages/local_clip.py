@@ -8,7 +8,11 @@ i of `data/cam_boxes.parquet`. Resumes by block.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
+import pandas as pd
 
 from stages import machine
 from stages.artifacts import (
@@ -16,12 +20,13 @@ from stages.artifacts import (
     INDEX,
     LOCAL_CLIP,
     TEACHER,
+    Rows,
     file_digest,
     index_digest,
     read_table,
     write_store,
 )
-from stages.embedding import embed_parts
+from stages.embedding import embed_looks, parts_of_images
 from stages.images.views import Cutting
 from stages.job import Job, main
 from stages.models.teacher import Teacher
@@ -32,12 +37,14 @@ from stages.resume import Arrays, in_blocks
 def run(params: Params, job: Job) -> None:
     index, _ = read_table(INDEX)
     digest = index_digest(index)
-    boxes, of_boxes = read_table(CAM_BOXES, digest)
-    files = index.set_index("image_id")
-    how = params.local_clip
+    how, device = params.local_clip, machine.device()
+    edges = ["u0", "v0", "u1", "v1"] if how.source == "resized" else ["x0", "y0", "x1", "y1"]
+    boxes, of_boxes = read_table(CAM_BOXES, digest, columns=["image_id", *edges])
+    image = pd.Index(index["image_id"]).get_indexer(pd.Index(boxes["image_id"]))
+    looks = partial(parts_of_images, index, image, boxes[edges].to_numpy())
     squashed = of_boxes["side"] if how.source == "resized" else 0
     cutting = Cutting(how.view_size, how.aspect, how.rounding, squashed)
-    teacher = Teacher(TEACHER, machine.device())
+    teacher = Teacher(TEACHER, device, how.precision)
     teacher.take(
         how.view_size,
         "local_clip.view_size",
@@ -45,13 +52,13 @@ def run(params: Params, job: Job) -> None:
         in_pixels=how.rounding == "pixel",
     )
 
-    def embed(rows: range) -> Arrays:
-        part = boxes.iloc[rows.start : rows.stop]
-        return {"embedding": embed_parts(part, files, teacher, cutting)}
+    def embed(blocks: list[range]) -> Iterator[Arrays]:
+        return embed_looks(looks, blocks, teacher, cutting)
 
-    embedding = np.zeros((0, teacher.dim), np.float32)
+    embedding = Rows(0, [np.zeros((0, teacher.dim), np.float32)])
     if len(boxes):
-        embedding = in_blocks(job, len(boxes), machine.block(), "views", embed)["embedding"]
+        computed = in_blocks(job, len(boxes), machine.block(device), "views", embed)
+        embedding = Rows(len(boxes), computed.of("embedding"))
     provenance = {
         "index": digest,
         "boxes": file_digest(CAM_BOXES),
@@ -62,4 +69,4 @@ def run(params: Params, job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main("local_clip", run)
+    main("local_clip", run, on_ranks=True)

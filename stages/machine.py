@@ -5,25 +5,33 @@ It is no part of a result: device and batch change at most its last bits, the ot
 Read from the environment, never from `params.yaml`, so that `dvc.lock` is the same everywhere:
 
     CCD_DEVICE    cpu, cuda, cuda:1, mps            (a GPU if there is one)
+    CCD_DEVICES   how many of them, a process each  (1; docs/scale.md, also for CCD_LAUNCH)
     CCD_WORKERS   processes that decode images      (cores beyond the first two, at most 8)
-    CCD_BATCH     images in one forward pass        (64)
-    CCD_BLOCK     images in one resumable block     (256)
+    CCD_BATCH     images in one forward pass        (what a GPU's memory holds; 16 on a CPU)
+    CCD_BLOCK     images in one resumable block     (4096 on a GPU, 256 on a CPU)
+    CCD_MICRO_BATCH  images in one pass of training, for want of memory  (a process's share)
     CCD_CACHE_GB  memory for decoded images         (4)
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 
+from stages import ranks
 from stages.errors import UserError
 
 
 def device() -> str:
     import torch
 
+    here = ranks.place()
     asked = os.environ.get("CCD_DEVICE")
     if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and here.ranks > 1:
+        asked = f"cuda:{here.local}"
     try:
         torch.empty(0, device=asked)
     except (RuntimeError, AssertionError) as error:
@@ -35,12 +43,38 @@ def workers() -> int:
     return _number("CCD_WORKERS", min(8, max(0, (os.cpu_count() or 1) - 2)), least=0)
 
 
-def batch() -> int:
-    return _number("CCD_BATCH", 64, least=1)
+def batch(device: str, forward: Callable[[int], object]) -> int:
+    """Images in one forward pass; `forward` makes a pass of so many, to see what it takes."""
+    if not device.startswith("cuda") or "CCD_BATCH" in os.environ:
+        return _number("CCD_BATCH", 16, least=1)
+    import torch
+
+    peaks = []
+    for images in (1, 2):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        forward(images)
+        peaks.append(torch.cuda.max_memory_allocated(device))
+    return largest_batch(torch.cuda.mem_get_info(device)[1], *peaks)
 
 
-def block() -> int:
-    return _number("CCD_BLOCK", 256, least=1)
+def largest_batch(memory: int, one: int, two: int) -> int:
+    """The largest power of two of images, at most 256, that takes half of `memory`.
+
+    one, two: bytes that one and two images take. Half, because a library's working space grows in
+    leaps; a power of two, so that the same card gives the same batches.
+    """
+    room = (memory / 2 - one) / max(two - one, 1)
+    return int(2 ** min(math.floor(math.log2(max(room, 1))), 8))
+
+
+def block(device: str) -> int:
+    return _number("CCD_BLOCK", 4096 if device.startswith("cuda") else 256, least=1)
+
+
+def micro_batch() -> int | None:
+    """None for no limit."""
+    return _number("CCD_MICRO_BATCH", 0, least=1) if "CCD_MICRO_BATCH" in os.environ else None
 
 
 def cache_bytes() -> int:

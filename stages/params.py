@@ -26,6 +26,7 @@ OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+TowerPrecision = Literal["float32", "bfloat16", "float16"]
 Side = Annotated[int, Field(ge=32, le=8192)]
 
 
@@ -90,6 +91,8 @@ class Student(Section):
     output_stride: Literal[16, 32]
     head: Literal["prior", "library"]
     boost: Positive
+    batch_norm: Literal["batch", "frozen"]
+    precision: Literal["float32", "bfloat16"]
     input_size: Side
 
     @model_validator(mode="after")
@@ -131,6 +134,7 @@ class ClassText(Section):
 class GlobalClip(Section):
     view_size: Side
     aspect: Literal["squash", "keep"]
+    precision: TowerPrecision
 
 
 class Labels(Section):
@@ -188,6 +192,7 @@ class LocalClip(Section):
     source: Literal["original", "resized"]
     aspect: Literal["keep", "square"]
     rounding: Literal["stride", "pixel"]
+    precision: TowerPrecision
 
     @model_validator(mode="after")
     def _rounding_is_of_a_kept_aspect(self) -> Self:

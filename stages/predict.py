@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from stages import machine
 from stages.errors import UserError
 from stages.images.decode import BadImage, decode
-from stages.images.views import global_view
-from stages.models.student import activation_maps, load_student, logits_of
+from stages.images.loading import batches_of
+from stages.images.views import DETAIL, global_view, stack
+from stages.models.student import activation_maps, fitting_batch, load_student, logits_of
 from stages.progress import meter
 from stages.sources.folder import photographs
 from stages.sources.photograph import Photograph, printable
@@ -43,10 +44,11 @@ def predict(images: list[Photograph], weights: Path) -> pd.DataFrame:
     """
     device = machine.device()
     student, note = load_student(weights, device)
+    batch = fitting_batch(student, note, note["size"], device)
     probabilities = np.full((len(images), len(note["classes"])), np.nan, np.float32)
     states = [("ok", "")] * len(images)
     with meter("predict", "images", len(images)) as progress:
-        for rows in _chunks(range(len(images)), machine.batch()):
+        for rows in batches_of(range(len(images)), batch):
             views = {}
             for row in rows:
                 try:
@@ -54,8 +56,8 @@ def predict(images: list[Photograph], weights: Path) -> pd.DataFrame:
                 except BadImage as bad:
                     states[row] = (bad.status, str(bad))
             if views:
-                maps = activation_maps(student, note, torch.stack(list(views.values())), device)
-                probabilities[list(views)] = logits_of(maps).sigmoid().numpy()
+                maps = activation_maps(student, note, stack(list(views.values())), device)
+                probabilities[list(views)] = logits_of(maps).sigmoid().cpu().numpy()
             progress.advance(len(rows), failed=len(rows) - len(views))
     table = pd.DataFrame(states, columns=["status", "error"])
     table.insert(0, "image", [photo.image_id for photo in images])
@@ -69,9 +71,4 @@ def _view(photo: Photograph, size: int) -> torch.Tensor:
         content = Path(photo.path).read_bytes()
     except OSError as error:
         raise BadImage("unreadable", error.strerror or str(error)) from None
-    return global_view(decode(content, MAX_PIXELS), size)
-
-
-def _chunks(items: range, size: int) -> Iterator[range]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    return global_view(decode(content, MAX_PIXELS, enough=DETAIL * size), size)

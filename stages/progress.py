@@ -19,11 +19,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from stages.ranks import place
+
 LINE_EVERY = 15.0  # seconds between two lines of a log
 
 
 def say(text: str) -> None:
-    """One line to the user, on standard error."""
+    """One line to the user, on standard error; of several ranks the first speaks for all."""
+    if place().rank == 0:
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """One line to the user, from whatever rank."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -88,7 +96,13 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def meter(title: str, unit: str, total: int, done: int = 0) -> Iterator[Meter]:
-    """Show work of `total` units, `done` of them already, while the block runs."""
+    """Show work of `total` units, `done` of them already, while the block runs.
+
+    Of several ranks only the first shows its share.
+    """
+    if place().rank > 0:
+        yield Meter(title, unit, total, done)
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(title, unit, total, done)

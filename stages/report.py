@@ -289,7 +289,7 @@ def _card(
             {
                 "class": view["class"],
                 "on": view["class"] in on,
-                "photo": _picture(_heated(image, maps[position]) if len(maps) else image),
+                "photo": _picture(_heated(image, maps[position]) if maps.shape[0] else image),
                 "left": round(100 * view["x0"] / image.width, 2),
                 "top": round(100 * view["y0"] / image.height, 2),
                 "width": round(100 * (view["x1"] - view["x0"]) / image.width, 2),

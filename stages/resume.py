@@ -9,16 +9,18 @@ from __future__ import annotations
 import errno
 import io
 import os
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.job import Job
-from stages.progress import meter, say
+from stages.job import Job, ShareDone
+from stages.progress import meter, say, warn
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -52,37 +54,57 @@ class Blocks:
                 raise OSError(errno.EIO, "a finished block cannot be read back", str(file))
             yield block, arrays
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        """All rows of one array."""
-        return np.concatenate([arrays[name] for _, arrays in self])
+    def of(self, name: str) -> Iterator[npt.NDArray[Any]]:
+        """The rows of one array, a block at a time."""
+        return (arrays[name] for _, arrays in self)
 
 
 def in_blocks(
-    job: Job, count: int, size: int, unit: str, compute: Callable[[range], Arrays]
+    job: Job,
+    count: int,
+    size: int,
+    unit: str,
+    compute: Callable[[list[range]], Iterator[Arrays]],
 ) -> Blocks:
     """Rows 0..count, at least one, of named arrays, in blocks of `size` rows, each computed once.
 
-    `compute` returns, for a range of rows, arrays with one row for each of them. A block that was
-    damaged since is computed again.
+    `compute` yields, for each of the ranges of rows it is given, arrays with one row for each of
+    them; one block is written while it makes the next. A block that was damaged since is computed
+    again. Of several ranks each computes its share, and the first goes on when all are done.
     """
     blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     folder = job.scratch / f"blocks-of-{size}"
     files = [folder / f"{block.start:09d}.npz" for block in blocks]
-    for file, block in zip(files, blocks, strict=True):
-        if file.exists() and _load(file, len(block)) is None:
-            say(f"{job.stage}: {file} is damaged; computing it again")
-            file.unlink()
-    there = [file.exists() for file in files]
-    if any(there):
-        say(f"{job.stage}: resuming, {sum(there)} of {len(blocks)} blocks were done before")
-    finished = sum(len(block) for block, done in zip(blocks, there, strict=True) if done)
-    with job.signals(), meter(job.stage, unit, count, finished) as progress:
-        for number, (file, block) in enumerate(zip(files, blocks, strict=True)):
-            if not there[number]:
-                _save(file, compute(block))
-                there[number] = True
-                progress.advance(len(block))
-                job.stop_if_asked(f"{sum(there)} of {len(files)} blocks are done and kept")
+    own = range(job.rank, len(blocks), job.ranks)
+    for number in own:
+        if files[number].exists() and _load(files[number], len(blocks[number])) is None:
+            warn(f"{job.stage}: {files[number]} is damaged; computing it again")
+            files[number].unlink()
+    missing = [number for number in own if not files[number].exists()]
+    done = len(own) - len(missing)
+    if done:
+        say(f"{job.stage}: resuming, {done} of {len(own)} blocks were done before")
+    total, left = (sum(len(blocks[n]) for n in some) for some in (own, missing))
+    with (
+        job.signals(),
+        meter(job.stage, unit, total, total - left) as progress,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        writing: list[Future[None]] = []
+        for number, arrays in zip(missing, compute([blocks[n] for n in missing]), strict=True):
+            for before in writing:
+                before.result()
+            writing = [writer.submit(_save, files[number], arrays)]
+            progress.advance(len(blocks[number]))
+            done += 1
+            if job.asked_to_stop or done == len(own):
+                writing.pop().result()
+                job.stop_if_asked(f"{done} of {len(own)} blocks are done and kept")
+        if job.rank > 0:
+            raise ShareDone
+        while not all(file.exists() for file in files):
+            job.stop_if_asked("what is finished is kept")
+            time.sleep(0.1)
     return Blocks(files, blocks)
 
 

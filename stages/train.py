@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from stages import machine
 from stages.artifacts import (
     INDEX,
     PSEUDO_LABELS,
@@ -26,7 +25,6 @@ from stages.artifacts import (
     usable,
 )
 from stages.errors import UserError
-from stages.images.loading import Photographs
 from stages.job import Job, main
 from stages.method.stopping import first_local_minimum, published_stop
 from stages.models.student import build_student
@@ -65,13 +63,11 @@ def run(params: Params, job: Job) -> None:
         job,
         student,
         note,
-        Photographs(rows, note["size"]),
+        rows,
         class_values(PSEUDO_LABELS, table),
-        list(rows["image_id"]),
         recipe,
         moments,
         params.seed,
-        machine.device(),
     ):
         best = kept_epoch(params.train.stop, warmed_up, state.history)
         if best is not None:
@@ -100,4 +96,4 @@ def kept_epoch(stop: str, warmed_up: list[float], history: History) -> int | Non
 
 
 if __name__ == "__main__":
-    main("train", run)
+    main("train", run, on_ranks=True)

@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from stages import machine, ranks
 from stages.errors import UserError
 from stages.images.augment import normalise, strong, weak
-from stages.images.loading import Photographs, batches
+from stages.images.loading import batches_of, global_views, made_ahead
+from stages.images.views import read_global_view, stack
 from stages.job import Job
 from stages.method.average_precision import mean_average_precision, published_training_map
 from stages.method.objective import consistency_loss, label_loss
@@ -30,6 +34,9 @@ from stages.models.weights import Note
 from stages.params import Optimiser
 from stages.progress import meter, say
 from stages.resume import write_durably
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 History = list[dict[str, float]]
 
@@ -56,21 +63,22 @@ def train_epochs(
     job: Job,
     student: Student,
     note: Note,
-    photographs: Photographs,
+    rows: pd.DataFrame,
     labels: Floats,
-    ids: list[str],
     recipe: Recipe,
     moments: dict[str, Tensor],
     seed: int,
-    device: str,
 ) -> Iterator[State]:
     """Train `student` in place on `labels` (images, classes); yields the state after every epoch.
 
-    Starts from the last epoch in the job's scratch, if there is one, whose states are yielded
-    first. The two latest epochs are kept there.
+    rows: of the index, one an image. Starts from the last epoch in the job's scratch, if there is
+    one, whose states are yielded first. The two latest epochs are kept there.
     """
-    student = student.to(device)
+    device = machine.device()
+    fabric = ranks.fabric(device, note["precision"])
+    prepare_batch_norm(student, note, job.ranks, device)
     optimiser = build_optimiser(student, recipe.optimiser)
+    network, stepper = fabric.setup(student, optimiser)
     history: History = []
     resumed = _latest(job)
     if resumed is not None:
@@ -79,15 +87,22 @@ def train_epochs(
         say(f"{job.stage}: resuming after epoch {len(history)} of {recipe.epochs}")
         yield resumed
     restore_moments(optimiser, student, moments)
-    targets = torch.from_numpy(labels.copy())
+    targets = torch.from_numpy(labels.copy()).to(fabric.device)
+    decoded = None
     if len(history) < recipe.epochs:
-        photographs.keep_decoded()
+        decoded = decode_once(rows, note["size"])
     with job.signals():
         for epoch in range(len(history), recipe.epochs):
-            torch.manual_seed(_epoch_seed(seed, job.stage, epoch))
             title = f"{job.stage} epoch {epoch + 1}/{recipe.epochs}"
+            own_seed = _seed(seed, job, epoch)
+            torch.manual_seed(own_seed + job.rank)  # of what is random in the network itself
+            batches = shared_batches(len(rows), recipe.optimiser.batch, own_seed)
+            views = made_ahead(
+                partial(training_views, rows[["path", "sha256"]], note["size"], decoded, recipe),
+                [(batch[job.rank :: job.ranks] or batch[:1], salt) for batch, salt in batches],
+            )
             losses, predicted = _one_epoch(
-                student, optimiser, note, photographs, targets, ids, recipe, device, title
+                fabric, network, stepper, note, recipe, targets, batches, views, title, rows
             )
             quality = 100 * mean_average_precision(labels >= recipe.positive, predicted)
             say(
@@ -107,56 +122,182 @@ def train_epochs(
                 name: value.detach().cpu().clone() for name, value in student.state_dict().items()
             }
             state = State(weights, read_moments(optimiser, student), list(history))
-            _keep(job, state)
-            job.stop_if_asked(f"{epoch + 1} of {recipe.epochs} epochs are done and kept")
+            if job.rank == 0:
+                _keep(job, state)
+            if over_ranks(fabric, torch.tensor([float(job.asked_to_stop)])) > 0:
+                job.stop(f"{epoch + 1} of {recipe.epochs} epochs are done and kept")
             yield state
 
 
-def _one_epoch(
-    student: Student,
-    optimiser: torch.optim.Adam,
-    note: Note,
-    photographs: Photographs,
-    targets: Tensor,
-    ids: list[str],
+def shared_batches(images: int, size: int, seed: int) -> list[tuple[list[int], int]]:
+    """The batches of an epoch, rows in random order, and the seed of each one's augmentation."""
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.randperm(images, generator=rng).tolist()
+    return [(list(batch), seed) for batch in batches_of(order, size)]
+
+
+def training_views(
+    files: pd.DataFrame,
+    size: int,
+    decoded: Tensor | None,
     recipe: Recipe,
-    device: str,
+    batch: tuple[list[int], int],
+) -> tuple[Tensor, Tensor | None]:
+    """The weak and, for consistency, the strong views (n, 3, size, size) uint8 of some rows.
+
+    What is random for an image follows from the epoch's seed and its row: not from the batch, nor
+    from the process that makes the view.
+    """
+    rows, seed = batch
+    weak_views, strong_views = [], []
+    for row in rows:
+        if decoded is None:
+            path, sha256 = files.iloc[row]
+            image = read_global_view(path, sha256, size)[None]
+        else:
+            image = decoded[row][None]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_mixed(seed, row))
+            weak_views.append(weak(image)[0])
+            if recipe.consistency > 0:
+                strong_views.append(strong(image, recipe.jitter)[0])
+    return stack(weak_views), stack(strong_views) if strong_views else None
+
+
+def decode_once(rows: pd.DataFrame, size: int) -> Tensor | None:
+    """All images (n, 3, size, size) uint8, if the machine's memory for that is enough."""
+    if len(rows) * 3 * size**2 * ranks.place().beside > machine.cache_bytes():
+        return None
+    decoded = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
+    done = 0
+    with meter("decode", "images", len(rows)) as progress:
+        for views in global_views(rows, size, batches_of(range(len(rows)), 64)):
+            decoded[done : done + len(views)] = views
+            done += len(views)
+            progress.advance(len(views))
+    return decoded
+
+
+def prepare_batch_norm(student: Student, note: Note, processes: int, device: str) -> None:
+    """See that the statistics of a batch are those of the whole batch, or none."""
+    if not _counts_the_batch(student, note):
+        return
+    if machine.micro_batch() is not None:
+        raise UserError(
+            "CCD_MICRO_BATCH parts a batch, whose statistics the student normalises by: set "
+            "student.batch_norm to frozen in params.yaml"
+        )
+    if processes > 1 and not device.startswith("cuda"):
+        raise UserError(
+            "on several processors the student cannot normalise by the whole batch: set "
+            "student.batch_norm to frozen in params.yaml, or CCD_DEVICES to 1"
+        )
+    if processes > 1:
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        convert(student)
+
+
+def _counts_the_batch(student: Student, note: Note) -> bool:
+    """Whether an image's logits in training depend on the others of its batch."""
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in student.modules())
+    return norms and note["batch_norm"] == "batch"
+
+
+def _one_epoch(
+    fabric: Fabric,
+    network: Any,
+    stepper: Any,
+    note: Note,
+    recipe: Recipe,
+    targets: Tensor,
+    batches: list[tuple[list[int], int]],
+    views: Iterator[tuple[Tensor, Tensor | None]],
     title: str,
+    rows: pd.DataFrame,
 ) -> tuple[tuple[float, float], Floats]:
-    """One pass over the photographs in random order.
+    """One pass over the photographs. `views`: of this rank's share of each batch.
 
     Returns the mean label and consistency losses, and the logits (images, classes) that the weak
     views had when it was their turn.
     """
-    order = torch.randperm(len(photographs)).tolist()
-    predicted = torch.empty(targets.shape)
-    label_total = consistency_total = 0.0
-    done = 0
-    student.train()
-    with meter(title, "images", len(order)) as progress:
-        for images in batches(photographs, order, recipe.optimiser.batch):
-            rows = order[done : done + len(images)]
-            logits = _forward(student, weak(images), note, device)
-            loss = label_loss(logits, targets[rows].to(device))
-            label_total += float(loss.detach()) * len(rows)
-            if recipe.consistency > 0:
-                strong_logits = _forward(student, strong(images, recipe.jitter), note, device)
-                agreement = consistency_loss(logits, strong_logits)
-                consistency_total += float(agreement.detach()) * len(rows)
-                loss = loss + recipe.consistency * agreement  # Eq. 8
-            if not torch.isfinite(loss):
-                some = ", ".join(ids[row] for row in rows[:5])
-                raise UserError(
-                    f"the loss is {float(loss.detach())} at {some}, …: lower optimiser.lr in "
-                    "params.yaml; the epochs before are kept"
-                )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimiser.step()
-            predicted[rows] = logits.detach().float().cpu()
-            done += len(rows)
-            progress.advance(len(rows))
-    return (label_total / done, consistency_total / done), predicted.numpy()
+    rank, processes = fabric.global_rank, fabric.world_size
+    predicted = torch.zeros_like(targets)
+    totals = torch.zeros(2, device=fabric.device)
+    apart = _counts_the_batch(network.module, note)
+    set_mode(network, note)
+    with meter(title, "images", len(rows)) as progress:
+        for batch, _ in batches:
+            weak_views, strong_views = next(views)
+            own = batch[rank::processes]
+            parts = batches_of(range(len(weak_views)), machine.micro_batch() or len(weak_views))
+            stepper.zero_grad()
+            for part in parts:
+                here = slice(part[0], part[-1] + 1)
+                mine = (own or batch[:1])[here]  # a rank without a share looks on
+                strong_part = None if strong_views is None else strong_views[here]
+                with fabric.no_backward_sync(network, enabled=part is not parts[-1]):
+                    logits, strong_logits = forward(
+                        fabric, network, note, weak_views[here], strong_part, apart
+                    )
+                    losses = torch.zeros(2, device=fabric.device)
+                    losses[0] = label_loss(logits, targets[mine])
+                    if strong_logits is not None:
+                        losses[1] = consistency_loss(logits, strong_logits)
+                    losses = losses * (len(mine) if own else 0)
+                    loss = losses[0] + recipe.consistency * losses[1]  # Eq. 8
+                    fabric.backward(loss * processes / len(batch))  # ranks are averaged
+                totals += losses.detach()
+                if own:
+                    predicted[mine] = logits.detach()
+                if not torch.isfinite(loss.detach()):
+                    some = ", ".join(rows["image_id"].iloc[batch[:5]])
+                    raise UserError(
+                        f"the loss is {float(loss.detach())} at {some}, …: lower optimiser.lr in "
+                        "params.yaml; the epochs before are kept"
+                    )
+            stepper.step()
+            progress.advance(len(batch))
+    label_total, consistency_total = (over_ranks(fabric, totals) / len(rows)).tolist()
+    return (label_total, consistency_total), over_ranks(fabric, predicted).cpu().numpy()
+
+
+def over_ranks(fabric: Fabric, values: Tensor) -> Tensor:
+    """The sum of each rank's `values`; they wait for each other."""
+    summed = fabric.all_reduce(values.to(fabric.device), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed
+
+
+def forward(
+    fabric: Fabric,
+    network: Any,
+    note: Note,
+    weak_views: Tensor,
+    strong_views: Tensor | None,
+    apart: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits of both views; in one pass, unless each has statistics of its own (`apart`)."""
+
+    def logits(views: Tensor) -> Tensor:
+        on_device = views.to(fabric.device, non_blocking=True)
+        found: Tensor = network(normalise(on_device, tuple(note["mean"]), tuple(note["std"])))
+        return logits_of(found.float())
+
+    if strong_views is None:
+        return logits(weak_views), None
+    if apart:
+        return logits(weak_views), logits(strong_views)
+    both = logits(torch.cat([weak_views, strong_views]))
+    return both[: len(weak_views)], both[len(weak_views) :]
+
+
+def set_mode(network: nn.Module, note: Note) -> None:
+    """Training, but for the statistics of batch normalisation if they are frozen."""
+    network.train()
+    if note["batch_norm"] == "frozen":
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def build_optimiser(student: Student, params: Optimiser) -> torch.optim.Adam:
@@ -197,14 +338,12 @@ def state_of_epoch(job: Job, epoch: int) -> State:
     return state
 
 
-def _forward(student: Student, images: Tensor, note: Note, device: str) -> Tensor:
-    inputs = normalise(images.to(device), tuple(note["mean"]), tuple(note["std"]))
-    return logits_of(student(inputs))
+def _seed(seed: int, job: Job, epoch: int) -> int:
+    return _mixed(seed, zlib.crc32(job.stage.encode()), epoch)
 
 
-def _epoch_seed(seed: int, stage: str, epoch: int) -> int:
-    entropy = [seed, zlib.crc32(stage.encode()), epoch]
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _file(job: Job, epoch: int) -> Path:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from stages import machine
 from stages.artifacts import (
     INDEX,
     INITIAL_LABELS,
@@ -25,7 +24,6 @@ from stages.artifacts import (
     read_table,
     usable,
 )
-from stages.images.loading import Photographs
 from stages.job import Job, main
 from stages.models.student import build_student
 from stages.models.weights import load_weights, save_weights
@@ -44,8 +42,10 @@ def run(params: Params, job: Job) -> None:
     classes = class_columns(INITIAL_LABELS, table)
     backbone, note = load_weights(STUDENT_INIT)
     note |= {
+        "batch_norm": params.student.batch_norm,
         "boost": params.student.boost,
         "head": params.student.head,
+        "precision": params.student.precision,
         "size": params.student.input_size,
         "classes": classes,
         "index": digest,
@@ -59,13 +59,11 @@ def run(params: Params, job: Job) -> None:
         job,
         student,
         note,
-        Photographs(rows, params.student.input_size),
+        rows,
         class_values(INITIAL_LABELS, table),
-        list(rows["image_id"]),
         Recipe(params.warmup.epochs, params.optimiser, 0.0, (), POSITIVE),
         {},
         params.seed,
-        machine.device(),
     ):
         state = latest
     save_weights(job.staging / WARMUP_STUDENT, state.weights, note)
@@ -75,4 +73,4 @@ def run(params: Params, job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main("warmup", run)
+    main("warmup", run, on_ranks=True)

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip import create_model
 from open_clip.modified_resnet import AttentionPool2d
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
+from bench.made_up import write_teacher
 from stages.errors import UserError
+from stages.models.folding import fold_batch_norm
 from stages.models.student import Student, build_student, logits_of
 from stages.models.teacher import Teacher, attention_pool, interpolate_positions
 from stages.models.weights import load_weights, save_weights
@@ -45,8 +48,9 @@ def views(n: int, height: int, width: int) -> torch.Tensor:
 
 def test_at_its_native_size_the_tower_is_open_clips_own(teacher: Teacher):
     images = views(3, 64, 64)
-    own = teacher.model.encode_image((images / 255 - 0.5) / 0.25, normalize=True)
-    assert torch.allclose(teacher.embed_images(images), own, atol=1e-5)
+    exact = create_model(f"local-dir:{teacher.folder}").eval().double()
+    own = exact.encode_image((images.double() / 255 - 0.5) / 0.25, normalize=True)
+    assert torch.allclose(teacher.embed_images(images).double(), own, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (3, 3), (5, 2), (1, 4)])
@@ -255,3 +259,49 @@ def test_the_teacher_is_the_one_it_was_made_from(finished: Project, tmp_path: Pa
     folder = finished / "data/weights/teacher"
     model = open_clip.create_model(f"local-dir:{folder}")
     assert torch.allclose(model.logit_scale.exp(), torch.tensor(12.0), rtol=1e-4)
+
+
+def test_folding_batch_norm_leaves_what_the_network_computes():
+    import torchvision
+    from open_clip.modified_resnet import ModifiedResNet
+
+    for network in (
+        torchvision.models.resnet18(),
+        torchvision.models.resnet50(),
+        ModifiedResNet([1, 2, 1, 1], 8, 4, 64, 16),
+    ):
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.running_mean, -0.5, 0.5)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+        network = network.double().eval()
+        images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+        before = network(images)
+        fold_batch_norm(network)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+        assert torch.allclose(network(images), before, rtol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_real_towers_embedding_does_not_depend_on_its_batch(tmp_path: Path, precision: str):
+    """Byte for byte, for ResNet-50's tower on a CPU."""
+    write_teacher(tmp_path, "RN50-quickgelu")
+    teacher = Teacher(tmp_path, "cpu", precision)
+    for size in ((96, 64), (64, 64)):
+        images = views(6, *size)
+        together = teacher.embed_images(images)
+        for batch in (1, 2, 4):
+            parts = [teacher.embed_images(part) for part in images.split(batch)]
+            assert torch.equal(torch.cat(parts), together)
+
+
+def test_half_precision_is_close_to_single(tmp_path: Path):
+    write_teacher(tmp_path, "RN50-quickgelu")
+    images = views(2, 96, 96)
+    exact = Teacher(tmp_path, "cpu").embed_images(images)
+    for precision in ("bfloat16", "float16"):
+        close = Teacher(tmp_path, "cpu", precision).embed_images(images)
+        assert close.dtype == torch.float32
+        assert not torch.equal(close, exact)
+        assert float((close * exact).sum(dim=1).min()) > 0.999

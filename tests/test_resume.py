@@ -265,13 +265,15 @@ def test_blocks_are_assembled_in_order_whatever_their_size(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     calls = []
 
-    def compute(rows: range):
-        calls.append(rows)
-        return {"x": np.arange(rows.start, rows.stop)}
+    def compute(blocks: list[range]):
+        for rows in blocks:
+            calls.append(rows)
+            yield {"x": np.arange(rows.start, rows.stop)}
 
     for size in (1, 3, 7, 100):
         job = Job("demo", f"f{size}")
-        assert in_blocks(job, 7, size, "rows", compute)["x"].tolist() == list(range(7))
+        found = in_blocks(job, 7, size, "rows", compute).of("x")
+        assert np.concatenate(list(found)).tolist() == list(range(7))
         before = len(calls)
         in_blocks(job, 7, size, "rows", compute)
         assert len(calls) == before

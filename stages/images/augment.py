@@ -26,6 +26,5 @@ def strong(images: Tensor, jitter: tuple[float, ...]) -> Tensor:
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Images (n, 3, h, w) of 0 … 255, of given mean and deviation a channel, channels last."""
     shape = (1, 3, 1, 1)
-    scaled = images.float() / 255
-    scaled = (scaled - scaled.new_tensor(mean).view(shape)) / scaled.new_tensor(std).view(shape)
-    return scaled.contiguous(memory_format=torch.channels_last)
+    scaled = images.contiguous(memory_format=torch.channels_last).float() / 255
+    return scaled.sub_(scaled.new_tensor(mean).view(shape)).div_(scaled.new_tensor(std).view(shape))

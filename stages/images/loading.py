@@ -1,77 +1,80 @@
-"""Photographs of the index as batches of global views, decoded ahead in worker processes."""
+"""Items made from photographs, ahead of their use, in worker processes."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from stages import machine
 from stages.errors import UserError
-from stages.images.decode import read_image
-from stages.images.views import global_view
-from stages.progress import meter
+from stages.images.views import read_global_view, stack
+
+Key = TypeVar("Key")
+Item = TypeVar("Item")
+
+AHEAD = 4  # items that each worker may be ahead: memory stays bounded
 
 
-class Photographs(Dataset[Tensor | str]):
-    """Global views of the rows of an index, (3, size, size) uint8.
+class _Made(Dataset[Item | str], Generic[Key, Item]):
+    """What `make` makes of each key; the reason instead where it raises `UserError`.
 
-    An item that cannot be read is the reason instead: an exception would reach the user as the
-    traceback of a worker.
+    An exception would reach the user as the traceback of a worker.
     """
 
-    def __init__(self, rows: pd.DataFrame, size: int) -> None:
-        self.files = list(zip(rows["path"], rows["sha256"], strict=True))
-        self.size = size
-        self.decoded: Tensor | None = None
+    def __init__(self, make: Callable[[Key], Item]) -> None:
+        self.make = make
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, item: int) -> Tensor | str:
+    def __getitem__(self, key: Any) -> Item | str:
         try:
-            return global_view(read_image(*self.files[item]), self.size)
+            return self.make(key)
         except UserError as error:
             return str(error)
 
-    def keep_decoded(self) -> None:
-        """Decode everything once and keep it, if the machine's memory for that is enough."""
-        if len(self) * 3 * self.size**2 > machine.cache_bytes():
-            return
-        decoded = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
-        done = 0
-        with meter("decode", "images", len(self)) as progress:
-            for views in batches(self, range(len(self)), 64):
-                decoded[done : done + len(views)] = views
-                done += len(views)
-                progress.advance(len(views))
-        self.decoded = decoded
 
+def made_ahead(make: Callable[[Key], Item], keys: Iterable[Key]) -> Iterator[Item]:
+    """`make(key)` of each of the `keys`, in their order, whatever the number of workers.
 
-def batches(photographs: Photographs, order: Sequence[int], size: int) -> Iterator[Tensor]:
-    """The photographs in `order`, in batches (size, 3, side, side) uint8; the last may be less."""
-    if photographs.decoded is not None:
-        for start in range(0, len(order), size):
-            yield photographs.decoded[torch.as_tensor(order[start : start + size])]
-        return
+    Where processes are not forked, `make` must be picklable: a function, or a partial of one.
+    """
     workers = machine.workers()
     loader = DataLoader(
-        Subset(photographs, list(order)),
-        batch_size=size,
+        _Made(make),
+        batch_size=None,
+        sampler=keys,
         num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # or the loader would draw from the one of the augmentation
+        generator=torch.Generator(),  # or the loader would draw from the one of the training
+        prefetch_factor=AHEAD if workers else None,
+        pin_memory=machine.device().startswith("cuda"),
         worker_init_fn=_leave_signals_to_the_parent if workers else None,
     )
-    for items in loader:
-        for item in items:
-            if isinstance(item, str):
-                raise UserError(item)
-        yield torch.stack(items)
+    for item in loader:
+        if isinstance(item, str):
+            raise UserError(item)
+        yield item
+
+
+def global_views(
+    rows: pd.DataFrame, size: int, batches: Iterable[Sequence[int]]
+) -> Iterator[Tensor]:
+    """Batches (n, 3, size, size) uint8 of whole images, squashed; each of some of the `rows`."""
+    return made_ahead(partial(_read, rows[["path", "sha256"]], size), batches)
+
+
+def batches_of(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+    """The rows in batches of `size`; the last may have less."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _read(files: pd.DataFrame, size: int, batch: Sequence[int]) -> Tensor:
+    wanted = files.iloc[list(batch)].itertuples(index=False)
+    return stack([read_global_view(path, sha256, size) for path, sha256 in wanted])
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from stages.images.decode import read_image
+
 Pixels = tuple[int, int, int, int]
+
+DETAIL = 2  # times the side of a global view that its file is decoded at, at least
 
 
 class Cutting(NamedTuple):
@@ -26,6 +30,11 @@ class Cutting(NamedTuple):
     squashed: int = 0
 
 
+def read_global_view(path: str, sha256: str, size: int) -> Tensor:
+    """The whole image squashed to a square, from its file: (3, size, size) uint8."""
+    return global_view(read_image(path, sha256, enough=DETAIL * size), size)
+
+
 def global_view(image: Image.Image, size: int) -> Tensor:
     """The whole image squashed to a square: (3, size, size) uint8."""
     return view(image, (0, 0, image.width, image.height), (size, size))
@@ -35,6 +44,11 @@ def view(image: Image.Image, box: Pixels, size: tuple[int, int]) -> Tensor:
     """The part of the image in `box` (x0, y0, x1, y1), at `size` (width, height): (3, h, w)."""
     resized = image.crop(box).resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def stack(views: list[Tensor]) -> Tensor:
+    """Views (3, h, w) of one size as a batch (n, 3, h, w), channels last as they were decoded."""
+    return torch.stack([one.permute(1, 2, 0) for one in views]).permute(0, 3, 1, 2)
 
 
 def part_of_squashed(squashed: Tensor, box: Pixels, size: tuple[int, int]) -> Tensor:

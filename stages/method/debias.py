@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ def entropy_limit_in_nats(limit: float, unit: Literal["nats", "normalised"], cla
     return limit if unit == "nats" else limit * float(np.log(classes))
 
 
-def class_bias(p: Floats, entropy_limit: float, min_count: int) -> ClassBias:
+def class_bias(parts: Iterable[Floats], entropy_limit: float, min_count: int) -> ClassBias:
     """Mean top-1 probability of each class over the images that look like a single class.
 
     Images of entropy above `entropy_limit` (nats) do not count (steps 1-4 of section 3.3). A class
@@ -39,13 +40,15 @@ def class_bias(p: Floats, entropy_limit: float, min_count: int) -> ClassBias:
     their counts; with no such class at all nothing is known, and every bias is 1. (The authors'
     code divides 0 by 0 there.) No bias is less than 0.05.
 
-    p: (images, classes), raw probabilities.
+    parts: raw probabilities (images, classes), of some images after the others, at least once.
     """
-    sure = p[entropy(p) <= entropy_limit]
-    top = sure.argmax(axis=1)
-    classes = p.shape[1]
-    count = np.bincount(top, minlength=classes)
-    total = np.bincount(top, weights=sure.max(axis=1, initial=0.0), minlength=classes)
+    counts, totals = [], []
+    for p in parts:
+        sure = p[entropy(p) <= entropy_limit]
+        top, classes = sure.argmax(axis=1), p.shape[1]
+        counts.append(np.bincount(top, minlength=classes))
+        totals.append(np.bincount(top, weights=sure.max(axis=1, initial=0.0), minlength=classes))
+    count, total = np.sum(counts, axis=0), np.sum(totals, axis=0)
     known = count >= min_count
     fallback = total[known].sum() / count[known].sum() if known.any() else 1.0
     bias = np.where(known, total / np.maximum(count, 1), fallback)

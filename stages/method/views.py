@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.ndimage import find_objects, label
 
-from stages.method.types import Booleans, Floats
+from stages.method.types import Booleans, Floats, Integers
 
 Box = tuple[float, float, float, float]
 
@@ -55,32 +55,31 @@ def above_class_mean(scores: Floats) -> Floats:
 
 
 def scale_to_unit(activation: Floats) -> Floats:
-    """A class activation map scaled to 0..1 by its own least and greatest value.
+    """Class activation maps (…, height, width), each scaled to 0..1 by its own extremes.
 
     A flat map says nothing of where the class is, and becomes 1 everywhere.
     """
-    low, high = activation.min(), activation.max()
-    if not high > low:
-        return np.ones_like(activation)
-    unit: Floats = (activation - low) / (high - low)
-    return unit
+    low = activation.min(axis=(-2, -1), keepdims=True)
+    span = activation.max(axis=(-2, -1), keepdims=True) - low
+    unit: Floats = np.where(span > 0, (activation - low) / np.where(span > 0, span, 1), 1)
+    return unit.astype(activation.dtype, copy=False)
 
 
-def region_box(unit_map: Floats, threshold: float) -> Box:
-    """The tight box of all cells of `unit_map` (height, width) above `threshold`.
+def region_box(unit_map: Floats, threshold: float) -> Floats:
+    """The tight box of all cells of each map of `unit_map` (…, height, width) above `threshold`.
 
-    Returns x0, y0, x1, y1 as shares of the width and height. A map scaled to 0..1 has its maximum
-    of 1 above any threshold below 1, so there is always a box; that of a flat map is the image.
+    Returns (…, 4): x0, y0, x1, y1 as shares of the width and height. A map scaled to 0..1 has its
+    maximum of 1 above any threshold below 1, so there is always a box; that of a flat map is the
+    image.
     """
-    height, width = unit_map.shape
-    rows = np.flatnonzero((unit_map > threshold).any(axis=1))
-    columns = np.flatnonzero((unit_map > threshold).any(axis=0))
-    return (
-        columns[0] / width,
-        rows[0] / height,
-        (columns[-1] + 1) / width,
-        (rows[-1] + 1) / height,
-    )
+    active = np.asarray(unit_map > threshold)
+    edges = []
+    for of_cells in (active.any(axis=-2), active.any(axis=-1)):
+        cells = of_cells.shape[-1]
+        first, last = of_cells.argmax(axis=-1), cells - np.flip(of_cells, axis=-1).argmax(axis=-1)
+        edges.append((first / cells, last / cells))
+    (x0, x1), (y0, y1) = edges
+    return np.stack([x0, y0, x1, y1], axis=-1)
 
 
 def region_boxes(unit_map: Floats, threshold: float) -> list[Box]:
@@ -118,37 +117,30 @@ def grid_boxes(side: int) -> list[Box]:
     ]
 
 
-def random_boxes(count: int, rng: np.random.Generator) -> list[Box]:
-    """Boxes anywhere in the image (the paper's Figure 3c; their sizes are not published).
+def random_boxes(count: int, rng: np.random.Generator) -> Floats:
+    """Boxes (count, 4) anywhere in the image (the paper's Figure 3c).
 
-    Each side is a quarter to three quarters of the image's.
+    Their sizes are not published. Each side is a quarter to three quarters of the image's.
     """
     sides = rng.uniform(0.25, 0.75, (count, 2))
     corners = rng.uniform(0, 1, (count, 2)) * (1 - sides)
-    boxes = np.hstack([corners, corners + sides]).tolist()
-    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes]
+    boxes: Floats = np.hstack([corners, corners + sides])
+    return boxes
 
 
-def expand_box(box: Box, offset: float) -> Box:
-    """`box` grown by `offset` on every side, clipped to the image; all shares of its sides."""
-    x0, y0, x1, y1 = box
-    return (
-        max(x0 - offset, 0.0),
-        max(y0 - offset, 0.0),
-        min(x1 + offset, 1.0),
-        min(y1 + offset, 1.0),
-    )
+def expand_box(box: Floats, offset: float) -> Floats:
+    """Each `box` (…, 4) grown by `offset` every way, clipped to the image; shares of its sides."""
+    grown: Floats = np.clip(box + offset * np.array([-1, -1, 1, 1]), 0, 1)
+    return grown
 
 
-def box_in_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """The smallest box of whole pixels around `box` in an image of that size, at least one."""
-    x0, y0, x1, y1 = box
+def box_in_pixels(box: Floats, width: Integers | int, height: Integers | int) -> Integers:
+    """The smallest box of whole pixels around each `box` (…, 4), at least one pixel.
+
+    width, height: of the image, or of the image of each box (…).
+    """
     tiny = 1e-6  # a share computed as 64.00000001 pixels is 64
-    left = min(int(np.floor(x0 * width + tiny)), width - 1)
-    top = min(int(np.floor(y0 * height + tiny)), height - 1)
-    return (
-        left,
-        top,
-        max(int(np.ceil(x1 * width - tiny)), left + 1),
-        max(int(np.ceil(y1 * height - tiny)), top + 1),
-    )
+    size = np.stack(np.broadcast_arrays(width, height), axis=-1)
+    first = np.minimum(np.floor(box[..., :2] * size + tiny), size - 1)
+    last = np.maximum(np.ceil(box[..., 2:] * size - tiny), first + 1)
+    return np.concatenate([first, last], axis=-1).astype(np.int32)

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from stages import machine
 from stages.errors import UserError
 from stages.images.augment import normalise
+from stages.models.folding import fold_batch_norm
 from stages.models.weights import Note, load_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,7 +34,7 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class activation maps (n, classes, h, w) of normalised images (Eq. 4)."""
-        maps: Tensor = self.head(self.backbone(images))
+        maps: Tensor = self.head(self.backbone(images).to(self.head.weight.dtype))
         return torch.where(maps > 0, maps * self.boost, maps)
 
 
@@ -160,18 +162,33 @@ def build_student(note: Note, classes: int) -> Student:
 
 
 def load_student(path: Path, device: str, index: str | None = None) -> tuple[Student, Note]:
-    """A trained student, for inference, and its note; refused if of another `index`."""
+    """A trained student, for inference, and its note; refused if of another `index`.
+
+    Its backbone is in the precision it was trained in, its head always in single precision.
+    """
     tensors, note = load_weights(path, index)
     if "classes" not in note:
         raise UserError(f"{path} is no trained student: its .json names no classes")
     student = build_student(note, len(note["classes"]))
     student.load_state_dict(tensors)
-    return student.to(device).eval(), note
+    fold_batch_norm(student.eval())
+    student.backbone.to(getattr(torch, note["precision"]))
+    return student.to(device), note
+
+
+def fitting_batch(student: Student, note: Note, size: int, device: str) -> int:
+    """How many views of size x size the student looks at in one pass on this machine."""
+
+    def look(views: int) -> Tensor:
+        return activation_maps(student, note, torch.zeros(views, 3, size, size), device)
+
+    return machine.batch(device, look)
 
 
 @torch.inference_mode()
 def activation_maps(student: Student, note: Note, views: Tensor, device: str) -> Tensor:
-    """The class activation maps (n, classes, h, w) of uint8 views (n, 3, height, width)."""
-    images = normalise(views.to(device), tuple(note["mean"]), tuple(note["std"]))
-    maps: Tensor = student(images)
-    return maps.cpu()
+    """The class activation maps (n, classes, h, w), on the device, of uint8 views (n, 3, …)."""
+    on_device = views.to(device, non_blocking=True)
+    images = normalise(on_device, tuple(note["mean"]), tuple(note["std"]))
+    maps: Tensor = student(images.to(getattr(torch, note["precision"])))
+    return maps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +19,10 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torch.func import functional_call
 
+from stages import machine
 from stages.errors import UserError
 from stages.images.augment import normalise
+from stages.models.folding import fold_batch_norm
 from stages.models.weights import verified
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -29,12 +32,13 @@ CONFIG = "open_clip_config.json"
 class Teacher:
     """CLIP's two encoders, with the normalisation of the input that its folder gives.
 
+    precision: of the image tower, a floating-point type of torch's; texts are in single precision.
     stride: pixels a cell of the tower's grid, None for a tower that takes squares of one size only.
-    dim: length of an embedding.
+    dim: length of an embedding. batch: views in one pass, after `take`.
     temperature: of the softmax, as the contrastive training left it.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, precision: str = "float32") -> None:
         # open_clip reports every step of the loading through the root logger
         logging.getLogger().setLevel(logging.ERROR)
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
@@ -42,6 +46,7 @@ class Teacher:
         self.dim = int(config["model_cfg"]["embed_dim"])
         self.digest = str(verified(folder / WEIGHTS)[1]["sha256"])
         self.device = device
+        self.batch = 1
         self.model: Any = create_model(f"local-dir:{folder}", device=device).eval()
         self.mean = tuple(config["preprocess_cfg"]["mean"])
         self.std = tuple(config["preprocess_cfg"]["std"])
@@ -52,7 +57,17 @@ class Teacher:
             self.stride = 32
         elif isinstance(self.tower, VisionTransformer):
             self.stride = int(self.tower.patch_size[0])
+        self.precision: torch.dtype = getattr(torch, precision)
         self._positions: dict[tuple[int, int], Tensor] = {}
+        if isinstance(self.tower, ModifiedResNet):
+            # the last bits of a double are lost when the embedding is rounded, so that it does not
+            # depend on the batch; a convolution's result does not, on a CPU
+            pool = torch.float64 if device == "cpu" else torch.float32
+            self._pool = deepcopy(self.tower.attnpool).to(pool)
+            fold_batch_norm(self.tower)
+        elif isinstance(self.tower, VisionTransformer):
+            self._table = self.tower.positional_embedding.detach().clone()
+        self.tower.to(self.precision, memory_format=torch.channels_last)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -76,6 +91,9 @@ class Teacher:
             )
         elif in_pixels and not isinstance(self.tower, ModifiedResNet):
             raise UserError("`local_clip.rounding: pixel` is for a teacher whose tower is a ResNet")
+        self.batch = machine.batch(
+            self.device, lambda count: self.embed_images(torch.zeros(count, 3, size, size))
+        )
 
     def _resize(self, size: int, key: str) -> None:
         """Set a timm tower to squares of `size`, by timm's own means."""
@@ -95,8 +113,12 @@ class Teacher:
 
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
-        """Unit embeddings (n, dim) float32 of views (n, 3, h, w) of 0 … 255."""
-        images = normalise(views.to(self.device), self.mean, self.std)
+        """Unit embeddings (n, dim) float32, on the device, of views (n, 3, h, w) of 0 … 255."""
+        on_device = views.to(self.device, non_blocking=True)
+        return self.embed_inputs(normalise(on_device, self.mean, self.std).to(self.precision))
+
+    def embed_inputs(self, images: Tensor) -> Tensor:
+        """As `embed_images`, of normalised images in the tower's precision, channels last."""
         if isinstance(self.tower, ModifiedResNet):
             embeddings = self._of_resnet(images)
         elif isinstance(self.tower, VisionTransformer):
@@ -105,7 +127,9 @@ class Teacher:
             embeddings = self.tower(images)
         if isinstance(embeddings, tuple):  # CoCa's tower gives its tokens too
             embeddings = embeddings[0]
-        return F.normalize(embeddings, dim=-1).float().cpu()
+        if embeddings.dtype in (torch.bfloat16, torch.float16):
+            embeddings = embeddings.float()
+        return F.normalize(embeddings, dim=-1).float()
 
     def _of_resnet(self, x: Tensor) -> Tensor:
         x = self.tower.stem(x)
@@ -113,17 +137,17 @@ class Teacher:
             x = layer(x)
         height, width = x.shape[-2:]
         if (height, width) not in self._positions:
-            table = self.tower.attnpool.positional_embedding
+            table = self._pool.positional_embedding
             self._positions[height, width] = interpolate_positions(table, height, width, "bilinear")
-        return attention_pool(self.tower.attnpool, x, self._positions[height, width])
+        return attention_pool(self._pool, x, self._positions[height, width])
 
     def _of_transformer(self, x: Tensor) -> Any:
         """open_clip's own forward pass, its positional embedding resized as open_clip does."""
         patch = self.tower.patch_size
         grid = x.shape[-2] // patch[0], x.shape[-1] // patch[1]
         if grid not in self._positions:
-            table = self.tower.positional_embedding
-            self._positions[grid] = interpolate_positions(table, *grid, "bicubic")
+            resized = interpolate_positions(self._table, *grid, "bicubic")
+            self._positions[grid] = resized.to(self.precision)
         positions = {"positional_embedding": self._positions[grid]}
         return functional_call(self.tower, positions, (x,))
 
@@ -166,30 +190,20 @@ def interpolate_positions(
 def attention_pool(pool: AttentionPool2d, features: Tensor, positions: Tensor) -> Tensor:
     """open_clip's attention pooling of `features` (n, dim, h, w), with the positions given.
 
-    Only the mean token asks, since only its answer is used. Returns (n, output dim).
+    Only the mean token asks, since only its answer is used. So its question is brought to the
+    tokens' space, and the attended tokens, not all of them, to that of the values: the same sums in
+    another order, dim / heads times fewer. Computes in the pool's precision. Returns (n, output).
     """
-    tokens = features.flatten(2).permute(2, 0, 1)
-    tokens = torch.cat([tokens.mean(dim=0, keepdim=True), tokens])
-    tokens = tokens + positions[:, None].to(tokens.dtype)
-    pooled, _ = F.multi_head_attention_forward(
-        query=tokens[:1],
-        key=tokens,
-        value=tokens,
-        embed_dim_to_check=tokens.shape[-1],
-        num_heads=pool.num_heads,
-        in_proj_weight=None,
-        in_proj_bias=torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
-        bias_k=None,
-        bias_v=None,
-        add_zero_attn=False,
-        dropout_p=0.0,
-        out_proj_weight=pool.c_proj.weight,
-        out_proj_bias=pool.c_proj.bias,
-        training=False,
-        need_weights=False,
-        use_separate_proj_weight=True,
-        q_proj_weight=pool.q_proj.weight,
-        k_proj_weight=pool.k_proj.weight,
-        v_proj_weight=pool.v_proj.weight,
-    )
-    return pooled[0]
+    weight = pool.q_proj.weight
+    tokens = features.to(weight.dtype).flatten(2).transpose(1, 2)
+    tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + positions
+    heads, dim = pool.num_heads, tokens.shape[-1]
+    question = pool.q_proj(tokens[:, 0]).view(-1, heads, dim // heads)
+    key = pool.k_proj.weight.view(heads, dim // heads, dim)
+    value = pool.v_proj.weight.view(heads, dim // heads, dim)
+    sought = torch.einsum("nhe,hed->nhd", question, key) * (dim // heads) ** -0.5
+    attention = torch.einsum("nhd,ntd->nht", sought, tokens).softmax(dim=-1)
+    attended = torch.einsum("nht,ntd->nhd", attention, tokens)
+    answer = torch.einsum("nhd,hed->nhe", attended, value).flatten(1) + pool.v_proj.bias
+    pooled: Tensor = pool.c_proj(answer)
+    return pooled
