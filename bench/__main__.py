@@ -1,7 +1,7 @@
 """The benchmark: prints a table, and writes `bench/results.json`.
 
-python -m bench                    `make bench`: about a quarter of an hour on two cores
-python -m bench --model RN50x64-quickgelu --images 256 --rows abcd        on a GPU
+python -m bench         `make bench`: half an hour on two cores
+python -m bench --rows abcd --model RN50x64-quickgelu --images 256 --results bench/gpu.json
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ def main(
     rounds: Annotated[int, typer.Option(help="Alternate measurements.")] = 5,
     most: Annotated[int, typer.Option(help="Photographs for row f, at most.")] = 100_000,
     rows: Annotated[str, typer.Option(help="Which rows, as letters.")] = "abcdefgh",
+    results: Annotated[Path, typer.Option(help="Where to write the figures.")] = RESULTS,
 ) -> None:
     """Measure the pipeline against the bare model, and show the ratios."""
-    with tempfile.TemporaryDirectory(dir=".") as temporary:
+    Path(".ccd").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=".ccd") as temporary:
         folder = Path(temporary).resolve()
         found = []
         for row in measured(folder, model, size, precision, images, views, rounds, most, rows):
@@ -51,8 +53,9 @@ def main(
         "size": size,
         "precision": precision,
         "images": images,
+        "rows": rows,
     }
-    RESULTS.write_text(json.dumps({"machine": machine, "rows": found}, indent=2) + "\n")
+    results.write_text(json.dumps({"machine": machine, "rows": found}, indent=2) + "\n")
     print(pd.DataFrame(found).to_string(index=False))
 
 
@@ -73,7 +76,7 @@ def measured(
     if set(rows) & set("abc"):
         yield from speed.inference(folder, model, precision, size, images, views, rounds)
     if "d" in rows:
-        yield from speed.training(folder, images, 448, precision, rounds)
+        yield from speed.training(folder, images, min(size, 448), precision, rounds)
     os.chdir(here)
     shutil.rmtree(folder / "photos", ignore_errors=True)
     if "e" in rows:

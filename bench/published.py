@@ -1,7 +1,7 @@
 """What the pipeline is faster than: one crop at a time, as the published script looks at them.
 
-Restated from a description of what the script does; none of its code is here. In single precision,
-channels first: on a CPU the script has no other.
+Restated from a description of what the script does; none of its code is here. Channels first, in
+half precision on a GPU and in single precision on a CPU, as the script has it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Crop = tuple[int, int, int, int]
 def look_at_crops(tower: Any, photos: list[tuple[Path, list[Crop]]], side: int, device: str) -> int:
     """Embed each crop of each image, squashed to `side` before, by itself; returns their pixels."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    table_type = tower.attnpool.positional_embedding.dtype
     pixels = 0
     for path, crops in photos:
         with Image.open(path) as file:
@@ -31,10 +32,11 @@ def look_at_crops(tower: Any, photos: list[tuple[Path, list[Crop]]], side: int, 
         squashed = (torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 - mean) / std
         for x0, y0, x1, y1 in crops:
             longer = max(x1 - x0, y1 - y0)
-            height, width = ((y1 - y0) * side // longer, (x1 - x0) * side // longer)
+            # below the tower's stride the script crashes
+            height, width = (max(32, n * side // longer) for n in (y1 - y0, x1 - x0))
             crop = squashed[None, :, y0:y1, x0:x1]
             view = F.interpolate(crop, (height, width), mode="bilinear", align_corners=False)
-            embed(tower, view.to(device)).cpu()
+            embed(tower, view.to(device, table_type)).cpu()
             pixels += height * width
     return pixels
 

@@ -117,7 +117,7 @@ def inference(
     def published() -> float:
         return look_at_crops(literal, few, size, device) / 1e6
 
-    literal.eval()
+    literal.eval().to(torch.float16 if device.startswith("cuda") else torch.float32)
     yield compare("c: local views ÷ one crop at a time", local, published, rounds, device)
 
 

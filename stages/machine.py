@@ -7,7 +7,7 @@ Read from the environment, never from `params.yaml`, so that `dvc.lock` is the s
     CCD_DEVICE    cpu, cuda, cuda:1, mps            (a GPU if there is one)
     CCD_DEVICES   how many of them, a process each  (1; docs/scale.md, also for CCD_LAUNCH)
     CCD_WORKERS   processes that decode images      (cores beyond the first two, at most 8)
-    CCD_BATCH     images in one forward pass        (what a GPU's memory holds; 16 on a CPU)
+    CCD_BATCH     images in one forward pass        (what half of a GPU's memory holds, or 2 MP)
     CCD_BLOCK     images in one resumable block     (4096 on a GPU, 256 on a CPU)
     CCD_MICRO_BATCH  images in one pass of training, for want of memory  (a process's share)
     CCD_CACHE_GB  memory for decoded images         (4)
@@ -21,6 +21,11 @@ from collections.abc import Callable
 
 from stages import ranks
 from stages.errors import UserError
+
+CPU_PIXELS = 2_000_000
+
+# views have many sizes, each of which oneDNN prepares every layer for: keep what it made
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 
 def device() -> str:
@@ -43,10 +48,14 @@ def workers() -> int:
     return _number("CCD_WORKERS", min(8, max(0, (os.cpu_count() or 1) - 2)), least=0)
 
 
-def batch(device: str, forward: Callable[[int], object]) -> int:
-    """Images in one forward pass; `forward` makes a pass of so many, to see what it takes."""
+def batch(device: str, side: int, forward: Callable[[int], object]) -> int:
+    """Images of side x side in one forward pass.
+
+    A processor gains nothing beyond a megapixel or two. On a GPU it is what fits: `forward` makes a
+    pass of so many, to see what they take.
+    """
     if not device.startswith("cuda") or "CCD_BATCH" in os.environ:
-        return _number("CCD_BATCH", 16, least=1)
+        return _number("CCD_BATCH", min(64, _power_of_two(CPU_PIXELS / side**2)), least=1)
     import torch
 
     peaks = []
@@ -64,8 +73,11 @@ def largest_batch(memory: int, one: int, two: int) -> int:
     one, two: bytes that one and two images take. Half, because a library's working space grows in
     leaps; a power of two, so that the same card gives the same batches.
     """
-    room = (memory / 2 - one) / max(two - one, 1)
-    return int(2 ** min(math.floor(math.log2(max(room, 1))), 8))
+    return min(256, _power_of_two((memory / 2 - one) / max(two - one, 1)))
+
+
+def _power_of_two(most: float) -> int:
+    return int(2 ** math.floor(math.log2(max(most, 1))))
 
 
 def block(device: str) -> int:

@@ -182,7 +182,7 @@ def fitting_batch(student: Student, note: Note, size: int, device: str) -> int:
     def look(views: int) -> Tensor:
         return activation_maps(student, note, torch.zeros(views, 3, size, size), device)
 
-    return machine.batch(device, look)
+    return machine.batch(device, size, look)
 
 
 @torch.inference_mode()

@@ -92,7 +92,7 @@ class Teacher:
         elif in_pixels and not isinstance(self.tower, ModifiedResNet):
             raise UserError("`local_clip.rounding: pixel` is for a teacher whose tower is a ResNet")
         self.batch = machine.batch(
-            self.device, lambda count: self.embed_images(torch.zeros(count, 3, size, size))
+            self.device, size, lambda count: self.embed_images(torch.zeros(count, 3, size, size))
         )
 
     def _resize(self, size: int, key: str) -> None:

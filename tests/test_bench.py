@@ -1,0 +1,20 @@
+"""The benchmark runs, on small sizes; its figures mean nothing then."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.declarations import ROOT
+
+
+def test_the_benchmark_of_speed_runs_on_a_small_size(tmp_path: Path):
+    results = tmp_path / "results.json"
+    options = {"rows": "abcd", "size": 64, "images": 16, "views": 2, "rounds": 1}
+    command = [f"--{name}={value}" for name, value in (options | {"results": results}).items()]
+    subprocess.run([sys.executable, "-m", "bench", *command], cwd=ROOT, check=True, timeout=600)
+    found = json.loads(results.read_text())
+    assert [row["row"][0] for row in found["rows"]] == ["b", "a", "a", "b", "b", "c", "d"]
+    assert all(row["ratio"] > 0 for row in found["rows"])
