@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
@@ -22,6 +23,9 @@ from data.demo.scenes import draw_photo
 from data.demo.shapes import CLASSES
 from tests.declarations import ROOT
 from tests.warm_python import serving
+
+settings.register_profile("busy", deadline=None)  # the machines are shared
+settings.load_profile("busy")
 
 MINI_CLASSES = CLASSES[:4]
 TINY_CLIP: dict[str, Any] = {

@@ -16,7 +16,9 @@ from stages.artifacts import (
     BIAS,
     GLOBAL_CLIP,
     INITIAL_LABELS,
+    Rows,
     class_table,
+    read_parts,
     read_store,
     read_table,
     write_store,
@@ -150,6 +152,68 @@ def test_damage_to_a_store_is_noticed(damage):
         UserError, match="is of schema None" if damage == "metadata" else "is damaged"
     ):
         read_store(GLOBAL_CLIP)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_rows_in_parts_are_the_same_rows(sizes: list[int]):
+    """The store is the same byte for byte, the table the same but for its row groups."""
+    rows = sum(sizes)
+    values = np.random.default_rng(0).random((rows, 3), np.float32)
+    ids = pd.DataFrame({"image_id": [f"{n}" for n in range(rows)]}, dtype=str)
+    frame = class_table(ids, values, "abc")
+    ends = np.cumsum(sizes)
+    cuts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    whole, parted = Path("whole"), Path("parted")
+    write_store(GLOBAL_CLIP, {"embedding": values}, {}, whole)
+    in_parts = Rows(rows, (values[cut] for cut in cuts))
+    write_store(GLOBAL_CLIP, {"embedding": in_parts}, {}, parted)
+    assert content(whole / GLOBAL_CLIP.path) == content(parted / GLOBAL_CLIP.path)
+    write_table(INITIAL_LABELS, (frame[cut] for cut in cuts), {}, Path())
+    parts = list(read_parts(INITIAL_LABELS))
+    read, note = read_table(INITIAL_LABELS)
+    assert read.equals(pd.concat(parts, ignore_index=True))
+    assert read["b"].tolist() == values[:, 1].tolist()
+    write_table(INITIAL_LABELS, frame, {}, Path())
+    assert read_table(INITIAL_LABELS)[1] == note
+    some, _ = read_table(INITIAL_LABELS, columns=["image_id"])
+    assert list(some) == ["image_id"]
+
+
+def test_fewer_rows_than_promised_are_no_store():
+    with pytest.raises(ValueError, match="2 rows of embedding, not 3"):
+        write_store(GLOBAL_CLIP, {"embedding": Rows(3, [np.zeros((2, 2))])}, {}, Path())
+
+
+def test_damage_shows_before_the_last_part_is_used_up():
+    path = write_labels()
+    exact = path.read_bytes()
+    noticed = 0
+    for position in range(4, len(exact) - 8, 7):
+        damaged = bytearray(exact)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            parts = pd.concat(read_parts(INITIAL_LABELS))
+        except UserError:
+            noticed += 1
+            continue
+        assert parts["dog"].tolist() == pytest.approx([0.1, 0.3])
+    assert noticed > 10
+
+
+def test_unusable_images_are_rows_of_nan_wherever_they_stand():
+    from stages.global_clip import with_gaps
+
+    rng = np.random.default_rng(0)
+    for there in ([0, 0, 1, 1, 0, 1, 0], [1, 1, 1], [0, 1], [1, 0, 0]):
+        mask = np.array(there, bool)
+        values = rng.random((mask.sum(), 2), np.float32)
+        for size in (1, 2, 5):
+            parts = [values[start : start + size] for start in range(0, len(values), size)]
+            found = np.concatenate(list(with_gaps(parts, mask)))
+            assert np.array_equal(found[mask], values)
+            assert np.isnan(found[~mask]).all()
+            assert len(found) == len(mask)
 
 
 def test_an_unknown_column_is_not_written():
