@@ -61,7 +61,7 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ("cam_boxes.input_size", 96, NOTHING, "cam_boxes", BOXES),
     ("cam_boxes.box", "first_last", NOTHING, "cam_boxes", BOXES),
     (
-        "cam_boxes.box", "regions", {"cam_boxes.cam_threshold": 0.6, "cam_boxes.mean_views": 4.0},
+        "cam_boxes.box", "regions", {"cam_boxes.cam_threshold": 0.5, "cam_boxes.mean_views": 4.0},
         "cam_boxes", BOXES,
     ),
     ("local_clip.source", "resized", NOTHING, "local_clip", LOCAL),
