@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import UserError, reason
+
+# arrow's own allocators keep what was freed: with this one memory stays flat over many parts
+pa.set_memory_pool(pa.system_memory_pool())
 
 Provenance = dict[str, Any]
 
@@ -55,7 +59,7 @@ class Rows(NamedTuple):
     parts: Iterable[npt.NDArray[Any]]
 
 
-ROWS = 4096  # of labels, scores or embeddings that the cheap stages work on at a time
+ROWS = 1024  # of labels, scores or embeddings that the cheap stages work on at a time
 
 ID = {"image_id": "string"}
 VIEW = ID | {"class": "string", "rank": "int32"}
@@ -108,8 +112,12 @@ REPORT = Path("data/report/index.html")
 
 def index_digest(index: pd.DataFrame) -> str:
     """Digest of what the rows of everything else stand for: ids, splits, status and content."""
-    rows = index[["image_id", "split", "status", "sha256"]].to_csv(index=False, lineterminator="\n")
-    return hashlib.sha256(rows.encode()).hexdigest()
+    rows = index[["image_id", "split", "status", "sha256"]]
+    digest = hashlib.sha256()
+    for part in parts_of(len(rows)):
+        text = rows[part].to_csv(index=False, header=not part.start, lineterminator="\n")
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 def file_digest(table: Table) -> str:
@@ -151,9 +159,9 @@ def write_table(
 ) -> None:
     """Write `frame`, or its rows in parts, at least one, to the table's path below `under`.
 
-    The parts are the file's row groups. Columns not in the schema are refused.
+    The file has row groups of `ROWS`, however the rows came. Columns not in the schema are refused.
     """
-    parts = iter([frame] if isinstance(frame, pd.DataFrame) else frame)
+    parts = _regrouped_tables([frame] if isinstance(frame, pd.DataFrame) else frame)
     first = next(parts)
     classes = class_columns(table, first)
     if classes and not table.per_class:
@@ -193,11 +201,12 @@ def read_table(
     try:
         arrow = file.read(columns)
         digests = _Digests()
-        digests.add(_columns(arrow))
+        for part in parts_of(len(arrow)):
+            digests.add(_columns(arrow[part]))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(table.path, error) from None
     digests.check(table.path, note)
-    return arrow.to_pandas(), note
+    return arrow.to_pandas(self_destruct=True), note
 
 
 def read_parts(table: Table, index: str | None = None) -> Iterator[pd.DataFrame]:
@@ -255,7 +264,7 @@ def write_store(
         rows = given if isinstance(given, Rows) else Rows(len(given), [given])
         parts = iter(rows.parts)
         first = next(parts)
-        row_bytes = max(1, first[:1].nbytes)
+        row_bytes = max(1, math.prod(first.shape[1:]) * first.dtype.itemsize)
         chunk = max(1, min(rows.total, (1 << 20) // row_bytes))
         shard = chunk * max(1, min(64, -(-rows.total // chunk)))
         sides = [max(1, side) for side in first.shape[1:]]
@@ -314,7 +323,7 @@ def read_store(store: Store, index: str | None = None) -> tuple[dict[str, Any], 
         note: Provenance = dict(group.attrs)
         arrays = {name: group[name] for name in store.arrays}
         for name, array in arrays.items():
-            for part in parts_of(array.shape[0], (array.shards or array.chunks)[0]):
+            for part in parts_of(array.shape[0], array.chunks[0] * max(1, ROWS // array.chunks[0])):
                 digests.add({name: array[part]})
     except Exception as error:  # zarr and its codecs raise many kinds for a damaged store
         raise _damaged(path, error) from None
@@ -341,6 +350,17 @@ def _regrouped(parts: Iterable[npt.NDArray[Any]], size: int) -> Iterator[npt.NDA
             yield rows[:size]
             waiting = [rows[size:]]
     yield np.concatenate(waiting)
+
+
+def _regrouped_tables(parts: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The same rows in parts of `ROWS`, at least one; the last may have less."""
+    waiting = pd.DataFrame()
+    for number, part in enumerate(parts):
+        waiting = pd.concat([waiting, part]) if number and len(waiting) else part
+        while len(waiting) > ROWS:
+            yield waiting[:ROWS]
+            waiting = waiting[ROWS:]
+    yield waiting
 
 
 def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:

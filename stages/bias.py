@@ -36,7 +36,7 @@ from stages.params import Params
 
 
 def run(params: Params, job: Job) -> None:
-    index, _ = read_table(INDEX)
+    index, _ = read_table(INDEX, columns=["image_id", "split", "status", "sha256"])
     digest = index_digest(index)
     images, of_images = read_store(GLOBAL_CLIP, digest)
     texts, of_texts = read_store(CLASS_TEXT)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages import artifacts
 from stages.artifacts import INDEX, write_table
 from stages.errors import UserError
 from stages.images.decode import Inspection, inspect
@@ -27,24 +26,30 @@ from stages.sources import coco, folder, nuswide, voc
 from stages.sources.official import odd_images
 from stages.sources.photograph import Photograph
 
+AHEAD = 1024  # images that wait for a thread: of a great many, not all at once
+
 
 def run(params: Params, job: Job) -> None:
     source = params.source
     found = photographs(source.kind, source.root, source.test_folder)
-    rows = []
+    parts = []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         meter(job.stage, "images", len(found)) as progress,
     ):
-        inspected = pool.map(lambda photo: _inspect(photo, source.max_pixels), found)
-        try:
-            for photo, result in zip(found, inspected, strict=True):
-                rows.append(_row(photo, result))
-                progress.advance(1, failed=int(rows[-1]["status"] != "ok"))
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
-    index = pd.DataFrame(rows, columns=list(INDEX.columns))
+        while found:
+            some, found = found[:AHEAD], found[AHEAD:]
+            inspected = pool.map(lambda photo: _inspect(photo, source.max_pixels), some)
+            rows = []
+            try:
+                for photo, result in zip(some, inspected, strict=True):
+                    rows.append(_row(photo, result))
+                    progress.advance(1, failed=int(rows[-1]["status"] != "ok"))
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
+            parts.append(pd.DataFrame(rows, columns=list(INDEX.columns)))
+    index = pd.concat(parts, ignore_index=True)
     check(index, source.max_bad_share)
     counts = {split: int((index["split"] == split).sum()) for split in ("train", "test")}
     for odd in odd_images(source.kind, counts):
@@ -101,7 +106,7 @@ def check(index: pd.DataFrame, max_bad_share: float) -> None:
             f"{len(bad)} of {len(index)} images cannot be used, a larger share than "
             f"source.max_bad_share {max_bad_share} in params.yaml. {_some(bad)}"
         )
-    if not len(artifacts.usable(index, "train")):
+    if not ((index["split"] == "train") & (index["status"] == "ok")).any():
         raise UserError("no image to train on: all of them are of the test split or unusable")
 
 

@@ -156,7 +156,7 @@ def test_damage_to_a_store_is_noticed(damage):
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
 def test_rows_in_parts_are_the_same_rows(sizes: list[int]):
-    """The store is the same byte for byte, the table the same but for its row groups."""
+    """A store and a table are the same byte for byte, however the rows came."""
     rows = sum(sizes)
     values = np.random.default_rng(0).random((rows, 3), np.float32)
     ids = pd.DataFrame({"image_id": [f"{n}" for n in range(rows)]}, dtype=str)
@@ -168,15 +168,27 @@ def test_rows_in_parts_are_the_same_rows(sizes: list[int]):
     in_parts = Rows(rows, (values[cut] for cut in cuts))
     write_store(GLOBAL_CLIP, {"embedding": in_parts}, {}, parted)
     assert content(whole / GLOBAL_CLIP.path) == content(parted / GLOBAL_CLIP.path)
-    write_table(INITIAL_LABELS, (frame[cut] for cut in cuts), {}, Path())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifacts, "ROWS", 4)
+        write_table(INITIAL_LABELS, frame, {}, whole)
+        write_table(INITIAL_LABELS, (frame[cut] for cut in cuts), {}, Path())
+    assert INITIAL_LABELS.path.read_bytes() == (whole / INITIAL_LABELS.path).read_bytes()
     parts = list(read_parts(INITIAL_LABELS))
-    read, note = read_table(INITIAL_LABELS)
+    assert [len(part) for part in parts][:-1] == [4] * (len(parts) - 1)
+    read, _ = read_table(INITIAL_LABELS)
     assert read.equals(pd.concat(parts, ignore_index=True))
     assert read["b"].tolist() == values[:, 1].tolist()
-    write_table(INITIAL_LABELS, frame, {}, Path())
-    assert read_table(INITIAL_LABELS)[1] == note
     some, _ = read_table(INITIAL_LABELS, columns=["image_id"])
     assert list(some) == ["image_id"]
+
+
+def test_a_first_part_without_rows_does_not_change_the_chunks():
+    values = np.arange(3 << 18, dtype=np.float32).reshape(3, -1)
+    write_store(GLOBAL_CLIP, {"embedding": values}, {}, Path("whole"))
+    parts = Rows(3, [values[:0], values])
+    write_store(GLOBAL_CLIP, {"embedding": parts}, {}, Path("parted"))
+    whole, parted = (content(Path(of) / GLOBAL_CLIP.path) for of in ("whole", "parted"))
+    assert whole == parted
 
 
 def test_fewer_rows_than_promised_are_no_store():

@@ -1,6 +1,6 @@
 """Labels of a user's own photographs, in one of three forms, for evaluation alone.
 
-Each reader returns `image_id` and a float32 column for each class, in the order of the class list.
+Each reader returns `image_id` and a numeric column for each class, in the order of the class list.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from stages.sources.coco import read_annotations
 from stages.sources.photograph import lines_of
 
 KEY = "source.labels"
+PART = 4096  # rows of a CSV that are read at a time
 
 
 def labels(path: str, classes: list[str]) -> pd.DataFrame:
@@ -51,15 +52,24 @@ def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
-            found = pd.read_csv(
-                path, dtype={"image_id": str}, keep_default_na=False, index_col=False
+            parts = pd.read_csv(
+                path,
+                dtype={"image_id": str},
+                keep_default_na=False,
+                index_col=False,
+                chunksize=PART,
             )
+            found = pd.concat([_checked(part, path, classes) for part in parts])
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise UserError(f"{KEY} in params.yaml: {path}: {error}") from None
+    return _without_duplicates(found, path)
+
+
+def _checked(found: pd.DataFrame, path: str, classes: list[str]) -> pd.DataFrame:
+    """Some rows of a CSV, as labels."""
     missing = [name for name in ["image_id", *classes] if name not in found.columns]
     if missing:
         raise UserError(f"{path} has no column {missing[0]!r} ({KEY} in params.yaml)")
-    _without_duplicates(found, path)
     for name in classes:
         values = found[name].astype(str)
         wrong = found.index[~values.isin({"0", "1", "0.0", "1.0"})]
@@ -67,7 +77,7 @@ def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
             raise UserError(
                 f"{path}, row {wrong[0] + 2}: {name} is {values[wrong[0]]!r}, neither 0 nor 1"
             )
-    return found[["image_id", *classes]].astype(dict.fromkeys(classes, "float32"))
+    return found[["image_id", *classes]].astype(dict.fromkeys(classes, "int8"))
 
 
 def _from_lines(path: str, classes: list[str]) -> pd.DataFrame:
