@@ -37,7 +37,7 @@ from stages.progress import say, warn
 DVC_FILE = Path("dvc.yaml")
 HOME = Path(".ccd")
 LIBRARIES = ("numpy", "open_clip_torch", "pillow", "scipy", "torch", "torchvision")
-MACHINE = ("CCD_DEVICE", "CCD_BATCH", "OMP_NUM_THREADS")
+MACHINE = ("CCD_DEVICE", "CCD_BATCH")  # as the user set them
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,9 @@ def main(stage: str, run: Callable[[Params, Job], None], on_ranks: bool = False)
     """
     try:
         if on_ranks and ranks.wanted():
-            ranks.launch(stage)
+            raw = read_yaml(PARAMS_FILE)
+            parse_params(raw)
+            ranks.launch(stage, fingerprint(declaration(stage, raw), raw))
         else:
             execute(stage, run)
     except UserError as error:
@@ -138,7 +140,13 @@ def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
     declared = declaration(stage, raw)
     try:
         with _only_one(stage) if ranks.place().rank == 0 else nullcontext():
-            _execute(Job(stage, fingerprint(declared, raw)), run, params, declared.outs)
+            job = Job(stage, fingerprint(declared, raw))
+            if os.environ.get(ranks.FINGERPRINT, job.fingerprint) != job.fingerprint:
+                raise UserError(
+                    "a parameter, an input or the code changed while the ranks were starting: run "
+                    "`dvc repro` again"
+                )
+            _execute(job, run, params, declared.outs)
     except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are of the latter
         if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
             raise
@@ -216,7 +224,8 @@ def fingerprint(declared: Declaration, params: Any) -> str:
         "deps": {dep: _content(Path(dep), by_time=False) for dep in declared.deps},
         "user_deps": {dep: _content(Path(dep), by_time=True) for dep in declared.user_deps},
         "libraries": {name: version(name) for name in LIBRARIES},
-        "machine": {name: os.environ.get(name) for name in MACHINE},
+        "machine": {name: os.environ.get(name, "") for name in MACHINE},
+        "threads": os.environ.get(ranks.THREADS, os.environ.get("OMP_NUM_THREADS", "")),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ Read from the environment, never from `params.yaml`, so that `dvc.lock` is the s
 
     CCD_DEVICE    cpu, cuda, cuda:1, mps            (a GPU if there is one)
     CCD_DEVICES   how many of them, a process each  (1; docs/scale.md, also for CCD_LAUNCH)
-    CCD_WORKERS   processes that decode images      (cores beyond the first two, at most 8)
+    CCD_WORKERS   processes that decode images      (a rank's cores but two, at most 8)
     CCD_BATCH     images in one forward pass        (what half of a GPU's memory holds, or 2 MP)
     CCD_BLOCK     images in one resumable block     (4096 on a GPU, 256 on a CPU)
     CCD_MICRO_BATCH  images in one pass of training, for want of memory  (a process's share)
@@ -18,9 +18,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from stages import ranks
 from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CPU_PIXELS = 2_000_000
 
@@ -35,17 +39,21 @@ def device() -> str:
     asked = os.environ.get("CCD_DEVICE")
     if asked is None:
         asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if here.ranks > 1 and ":" in asked:
+        raise UserError(f"CCD_DEVICE={asked}: several ranks cannot share one device; say cuda")
     if asked == "cuda" and here.ranks > 1:
         asked = f"cuda:{here.local}"
     try:
         torch.empty(0, device=asked)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"CCD_DEVICE={asked}: {' '.join(str(error).split())[:200]}") from None
+    if asked.startswith("cuda:"):
+        torch.cuda.set_device(asked)  # what does not name one, as pinned memory, takes this
     return asked
 
 
 def workers() -> int:
-    return _number("CCD_WORKERS", min(8, max(0, (os.cpu_count() or 1) - 2)), least=0)
+    return _number("CCD_WORKERS", min(8, max(0, ranks.own_cores() - 2)), least=0)
 
 
 def batch(device: str, side: int, forward: Callable[[int], object]) -> int:
@@ -68,16 +76,24 @@ def batch(device: str, side: int, forward: Callable[[int], object]) -> int:
 
 
 def largest_batch(memory: int, one: int, two: int) -> int:
-    """The largest power of two of images, at most 256, that takes half of `memory`.
+    """The largest power of two of images, at most 128, that takes half of `memory`.
 
     one, two: bytes that one and two images take. Half, because a library's working space grows in
-    leaps; a power of two, so that the same card gives the same batches.
+    leaps; a power of two, so that the same card gives the same batches; no more, since it gains
+    nothing, and a layer's output would pass 2^31 numbers, which not every kernel takes.
     """
-    return min(256, _power_of_two((memory / 2 - one) / max(two - one, 1)))
+    return min(128, _power_of_two((memory / 2 - one) / max(two - one, 1)))
 
 
 def _power_of_two(most: float) -> int:
     return int(2 ** math.floor(math.log2(max(most, 1))))
+
+
+def move(values: Tensor, device: str) -> Tensor:
+    """The values on the device; a GPU copies them, pinned, while it computes."""
+    if device.startswith("cuda") and not values.is_pinned():
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def block(device: str) -> int:

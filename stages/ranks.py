@@ -7,12 +7,15 @@ of another command that starts them, such as srun with its options. docs/scale.m
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from datetime import timedelta
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stages.errors import Interrupted, UserError
@@ -21,7 +24,11 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 LAUNCHED = "CCD_LAUNCHED"  # in the environment of what CCD_LAUNCH started
+FINGERPRINT = "CCD_FINGERPRINT"  # of the run that a rank was started for
+THREADS = "CCD_THREADS"  # the user's OMP_NUM_THREADS: launchers choose one if there is none
 PATIENCE = timedelta(days=1)  # how long a rank waits for the slowest; a dead one ends all at once
+FINISHING = 300  # seconds that ranks have to finish the work at hand after a signal
+GOES_ON = "Nothing was published, finished work is kept: `dvc repro` goes on from there."
 
 
 class Place(NamedTuple):
@@ -53,19 +60,39 @@ def wanted() -> bool:
     return _devices() > 1 or "CCD_LAUNCH" in os.environ
 
 
-def launch(stage: str) -> None:
+def launch(stage: str, fingerprint: str) -> None:
     """Run the stage on ranks; `UserError` names the ones that failed."""
     command = [sys.executable, "-m", f"stages.{stage}"]
+    os.environ[FINGERPRINT] = fingerprint
+    os.environ[THREADS] = os.environ.get("OMP_NUM_THREADS", "")
     if "CCD_LAUNCH" in os.environ:
-        front = shlex.split(os.environ["CCD_LAUNCH"])
-        code = subprocess.call([*front, *command], env=os.environ | {LAUNCHED: "1"})
-        if code:
-            raise UserError(
-                f"{front[0]} ended with code {code}; it says above which rank failed. Nothing was "
-                "published, finished work is kept: `dvc repro` goes on from there."
-            )
-        return
-    _launch_here(command, _devices())
+        os.environ[LAUNCHED] = "1"
+        _launch_by(shlex.split(os.environ["CCD_LAUNCH"]), command)
+    else:
+        _launch_here(command, _devices())
+
+
+def _launch_by(front: list[str], command: list[str]) -> None:
+    """Start the ranks with another launcher, and pass on the signals that ask to stop."""
+    try:
+        process = subprocess.Popen([*front, *command])
+    except OSError as error:
+        raise UserError(f"CCD_LAUNCH: {front[0]} cannot be run: {error.strerror}") from None
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        process.terminate()  # srun takes a first interrupt for a question
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    code = process.wait()
+    if asked and code:
+        raise Interrupted(asked[0], f"stopped. {GOES_ON}")
+    if code:
+        raise UserError(
+            f"{front[0]} ended with code {code}; it says above which rank failed. {GOES_ON}"
+        )
 
 
 def _launch_here(command: list[str], devices: int) -> None:
@@ -73,7 +100,8 @@ def _launch_here(command: list[str], devices: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(FINISHING))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -91,35 +119,87 @@ def _launch_here(command: list[str], devices: int) -> None:
         how = first.signal_name() if first.exitcode < 0 else f"exit code {first.exitcode}"
         raise UserError(
             f"rank {first.local_rank} of {devices} ended with {how}, and the others were stopped. "
-            "Nothing was published, finished work is kept: `dvc repro` goes on from there."
+            f"{GOES_ON}"
         ) from None
     except SignalException as stop:
-        raise Interrupted(
-            stop.sigval, "stopped; finished work is kept. `dvc repro` goes on from there."
-        ) from None
+        raise Interrupted(stop.sigval, f"stopped. {GOES_ON}") from None
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def own_cores() -> int:
+    """This rank's share of them; SLURM gives each task its own."""
+    return max(1, cores() // place().beside) if "TORCHELASTIC_RUN_ID" in os.environ else cores()
+
+
+def share(batch: list[int], rank: int, processes: int) -> tuple[list[int], float]:
+    """The rows of a batch that a rank looks at, and what its losses' sum over them counts.
+
+    So weighted, the ranks' gradients have the mean of the whole batch's. A batch of fewer rows than
+    ranks is looked at by all of them, so that its statistics stay its own.
+    """
+    if len(batch) < processes:
+        return batch, 1 / len(batch)
+    return batch[rank::processes], processes / len(batch)
 
 
 def fabric(device: str, precision: str) -> Fabric:
     """Lightning Fabric at this process's place. precision: float32, or bfloat16: mixed."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     here = place()
     kind, _, number = device.partition(":")
     settings: dict[str, Any] = {"devices": [int(number or 0)] if kind == "cuda" else 1}
+    settings["plugins"] = LightningEnvironment()
     if here.ranks > 1:
-        # every rank has the same buffers: they are frozen, or synchronised by batch normalisation
-        strategy = DDPStrategy(forward_sync_buffers=False, timeout=PATIENCE)
-        nodes = here.ranks // here.beside
-        settings = {"devices": here.beside, "num_nodes": nodes, "strategy": strategy}
-    else:
-        settings["plugins"] = LightningEnvironment()
+        _tell_torch(here)
+        settings = {
+            "devices": here.beside,
+            "num_nodes": here.ranks // here.beside,
+            "strategy": DDPStrategy(timeout=PATIENCE, **_no_buffers()),
+            "plugins": TorchElasticEnvironment(),
+        }
     settings["precision"] = "bf16-mixed" if precision == "bfloat16" else "32-true"
     joined = Fabric(accelerator=kind, **settings)
     joined.launch()
     return joined
+
+
+def _tell_torch(here: Place) -> None:
+    """The place in the variables of torch's launcher, where SLURM's gave it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "localhost")
+    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
+    os.environ.setdefault("MASTER_PORT", str(15000 + job % 10000))
+    os.environ |= {
+        "RANK": str(here.rank),
+        "WORLD_SIZE": str(here.ranks),
+        "LOCAL_RANK": str(here.local),
+        "LOCAL_WORLD_SIZE": str(here.beside),
+        "GROUP_RANK": os.environ.get("SLURM_NODEID", "0"),
+    }
+
+
+def _no_buffers() -> dict[str, Any]:
+    """The setting that keeps the ranks from sending buffers: frozen or synchronised, they agree."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    newer = "forward_sync_buffers"
+    return {newer if newer in known else "broadcast_buffers": False}
 
 
 def _devices() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import socket
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file so that after a crash it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    # another process may write the same: a rank of a run whose launcher was killed
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     with partial.open("wb") as file:
         file.write(content)
         file.flush()
@@ -48,15 +50,11 @@ class Blocks:
         self.files, self.blocks = files, blocks
 
     def __iter__(self) -> Iterator[tuple[range, Arrays]]:
-        for file, block in zip(self.files, self.blocks, strict=True):
-            arrays = _load(file, len(block))
-            if arrays is None:
-                raise OSError(errno.EIO, "a finished block cannot be read back", str(file))
-            yield block, arrays
+        return ((block, _load(file)) for file, block in zip(self.files, self.blocks, strict=True))
 
     def of(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """The rows of one array, a block at a time."""
-        return (arrays[name] for _, arrays in self)
+        return (_load(file, name)[name] for file in self.files)
 
 
 def in_blocks(
@@ -70,14 +68,14 @@ def in_blocks(
 
     `compute` yields, for each of the ranges of rows it is given, arrays with one row for each of
     them; one block is written while it makes the next. A block that was damaged since is computed
-    again. Of several ranks each computes its share, and the first goes on when all are done.
+    again. Of several ranks each computes its share, and the first goes on when all are whole.
     """
     blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     folder = job.scratch / f"blocks-of-{size}"
     files = [folder / f"{block.start:09d}.npz" for block in blocks]
     own = range(job.rank, len(blocks), job.ranks)
     for number in own:
-        if files[number].exists() and _load(files[number], len(blocks[number])) is None:
+        if files[number].exists() and not _whole(files[number]):
             warn(f"{job.stage}: {files[number]} is damaged; computing it again")
             files[number].unlink()
     missing = [number for number in own if not files[number].exists()]
@@ -102,9 +100,10 @@ def in_blocks(
                 job.stop_if_asked(f"{done} of {len(own)} blocks are done and kept")
         if job.rank > 0:
             raise ShareDone
-        while not all(file.exists() for file in files):
-            job.stop_if_asked("what is finished is kept")
-            time.sleep(0.1)
+        for number in sorted(set(range(len(blocks))) - set(own)):
+            while not _whole(files[number]):
+                job.stop_if_asked("what is finished is kept")
+                time.sleep(0.1)
     return Blocks(files, blocks)
 
 
@@ -114,11 +113,19 @@ def _save(file: Path, arrays: Arrays) -> None:
     write_durably(file, content.getvalue())
 
 
-def _load(file: Path, rows: int) -> Arrays | None:
-    """The arrays of a block, or None if the file is damaged (every entry has a CRC)."""
+def _whole(file: Path) -> bool:
+    """Whether a block's file is there and undamaged; every entry has a CRC."""
+    try:
+        with zipfile.ZipFile(file) as content:
+            return content.testzip() is None
+    except (FileNotFoundError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError):
+        return False
+
+
+def _load(file: Path, *names: str) -> Arrays:
+    """The arrays of a block, or those of some names."""
     try:
         with np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError):
-        return None
-    return arrays if all(len(values) == rows for values in arrays.values()) else None
+            return {name: content[name] for name in names or content.files}
+    except (zipfile.BadZipFile, ValueError, EOFError):
+        raise OSError(errno.EIO, "a finished block cannot be read back", str(file)) from None

@@ -81,6 +81,9 @@ def train_epochs(
     network, stepper = fabric.setup(student, optimiser)
     history: History = []
     resumed = _latest(job)
+    epochs = 0 if resumed is None else len(resumed.history)
+    if over_ranks(fabric, torch.tensor([epochs])) != job.ranks * epochs:
+        raise UserError(f"the ranks see different epochs in {job.scratch}: run `dvc repro` again")
     if resumed is not None:
         student.load_state_dict(resumed.weights)
         moments, history = resumed.moments, resumed.history
@@ -99,7 +102,7 @@ def train_epochs(
             batches = shared_batches(len(rows), recipe.optimiser.batch, own_seed)
             views = made_ahead(
                 partial(training_views, rows[["path", "sha256"]], note["size"], decoded, recipe),
-                [(batch[job.rank :: job.ranks] or batch[:1], salt) for batch, salt in batches],
+                [(ranks.share(batch, job.rank, job.ranks)[0], salt) for batch, salt in batches],
             )
             losses, predicted = _one_epoch(
                 fabric, network, stepper, note, recipe, targets, batches, views, title, rows
@@ -228,12 +231,13 @@ def _one_epoch(
     with meter(title, "images", len(rows)) as progress:
         for batch, _ in batches:
             weak_views, strong_views = next(views)
-            own = batch[rank::processes]
+            own, weight = ranks.share(batch, rank, processes)
+            counted = rank == 0 or len(own) < len(batch)  # or every rank has looked at them
             parts = batches_of(range(len(weak_views)), machine.micro_batch() or len(weak_views))
             stepper.zero_grad()
             for part in parts:
                 here = slice(part[0], part[-1] + 1)
-                mine = (own or batch[:1])[here]  # a rank without a share looks on
+                mine = own[here]
                 strong_part = None if strong_views is None else strong_views[here]
                 with fabric.no_backward_sync(network, enabled=part is not parts[-1]):
                     logits, strong_logits = forward(
@@ -243,11 +247,11 @@ def _one_epoch(
                     losses[0] = label_loss(logits, targets[mine])
                     if strong_logits is not None:
                         losses[1] = consistency_loss(logits, strong_logits)
-                    losses = losses * (len(mine) if own else 0)
+                    losses = losses * len(mine)
                     loss = losses[0] + recipe.consistency * losses[1]  # Eq. 8
-                    fabric.backward(loss * processes / len(batch))  # ranks are averaged
-                totals += losses.detach()
-                if own:
+                    fabric.backward(loss * weight)
+                if counted:
+                    totals += losses.detach()
                     predicted[mine] = logits.detach()
                 if not torch.isfinite(loss.detach()):
                     some = ", ".join(rows["image_id"].iloc[batch[:5]])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +33,32 @@ def anew(project: Project, stage: str, **environment: str) -> str:
     return project.stage(stage, **ONE_THREAD, **environment).stderr
 
 
+def started(project: Project, stage: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["python", "-m", f"stages.{stage}"],
+        cwd=project.root,
+        env=project.environment | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def shown_of(said: str, stage: str) -> int:
+    """How many units of work a stage has shown as done."""
+    return max(int(done) for done in re.findall(rf"{stage}: (\d+)/\d+ ", said))
+
+
 @pytest.mark.parametrize("stage", OUTPUTS)
 def test_two_ranks_and_two_workers_leave_the_bytes_of_one_process(
     cold_project: Project, stage: str
 ):
-    anew(cold_project, stage, CCD_WORKERS="0")
+    before = anew(cold_project, stage, CCD_WORKERS="0")
     alone = cold_project.digests(OUTPUTS[stage])
     assert alone
-    anew(cold_project, stage, CCD_WORKERS="2", CCD_DEVICES="2")
+    said = anew(cold_project, stage, CCD_WORKERS="2", CCD_DEVICES="2")
     assert cold_project.digests(OUTPUTS[stage]) == alone
+    share, of_all = (shown_of(text, stage) for text in (said, before))
+    assert 0 < share < of_all  # the first rank shows its own
 
 
 @pytest.mark.parametrize("parting", [{"CCD_DEVICES": "2"}, {"CCD_MICRO_BATCH": "3"}])
@@ -47,16 +66,20 @@ def test_a_parted_batch_trains_the_same_student(cold_project: Project, parting: 
     """With frozen batch norm, whatever parts the batch of 7 images; the last of them has 3."""
     cold_project.set(student__batch_norm="frozen", optimiser__batch=7, train__epochs=2)
     anew(cold_project, "warmup")
-    weights = []
+    states = []
     for how in ({}, parting):
         assert "mAP against the labels" in anew(cold_project, "train", **how)
-        weights.append(load_file(cold_project / "data/classifier/student.safetensors"))
-    warm = load_file(cold_project / "data/warmup/student.safetensors")
-    one, many = weights
-    moved = {name: float((one[name] - warm[name]).abs().max()) for name in one}
-    assert max(moved.values()) > 1e-3
+        states.append(load_file(next(cold_project.root.glob(".ccd/train/*/epochs/0002.*"))))
+    start = load_file(cold_project / "data/warmup/student.safetensors")
+    start |= load_file(cold_project / "data/warmup/optimiser.safetensors")
+    one, many = states
+    moved = {  # weights, and Adam's moments
+        name: float((one[name] - start[name.partition(".")[2]]).abs().max()) for name in one
+    }
+    assert any(moved[name] > 1e-3 for name in moved if name.startswith("weights."))
+    assert any(moved[name] > 1e-3 for name in moved if name.startswith("moments."))
     for name in one:
-        assert float((one[name] - many[name]).abs().max()) < 1e-5 + 0.02 * moved[name]
+        assert float((one[name] - many[name]).abs().max()) < 1e-5 + 0.02 * moved[name], name
 
 
 def test_statistics_of_a_whole_batch_cannot_be_had_on_several_processors(cold_project: Project):
@@ -70,11 +93,8 @@ def test_statistics_of_a_whole_batch_cannot_be_had_on_several_processors(cold_pr
 def test_a_killed_rank_is_named_and_the_others_blocks_are_kept(cold_project: Project):
     before = cold_project.digests(OUTPUTS["local_clip"])
     shutil.rmtree(cold_project / ".ccd/local_clip")
-    command = ["python", "-m", "stages.local_clip"]
-    environment = cold_project.environment | {"CCD_DEVICES": "2", "CCD_BLOCK": "1"}
-    process = subprocess.Popen(
-        command, cwd=cold_project.root, env=environment, stderr=subprocess.PIPE, text=True
-    )
+    del cold_project.environment["OMP_NUM_THREADS"]  # a launch chooses it
+    process = started(cold_project, "local_clip", CCD_DEVICES="2", CCD_BLOCK="1")
     scratch = cold_project / ".ccd/local_clip"
     wait_for(lambda: len(list(scratch.glob("*/blocks-of-1/*.npz"))) >= 4)
     victim = next(pid for pid in descendants(process.pid) if b"RANK=1\0" in environment_of(pid))
@@ -85,20 +105,14 @@ def test_a_killed_rank_is_named_and_the_others_blocks_are_kept(cold_project: Pro
     assert cold_project.digests(OUTPUTS["local_clip"]) == before
     kept = {file: file.stat().st_mtime_ns for file in scratch.glob("*/blocks-of-1/*.npz")}
     assert kept
-    cold_project.stage("local_clip", CCD_DEVICES="2", CCD_BLOCK="1")
+    cold_project.stage("local_clip", CCD_BLOCK="1")  # one process goes on where two were
     assert all(file.stat().st_mtime_ns == then for file, then in kept.items())
 
 
 def test_a_rank_killed_in_training_ends_the_run_and_the_epochs_are_kept(cold_project: Project):
     cold_project.set(student__batch_norm="frozen", warmup__epochs=200)
     shutil.rmtree(cold_project / ".ccd/warmup")
-    process = subprocess.Popen(
-        ["python", "-m", "stages.warmup"],
-        cwd=cold_project.root,
-        env=cold_project.environment | {"CCD_DEVICES": "2"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(cold_project, "warmup", CCD_DEVICES="2")
     epochs = cold_project / ".ccd/warmup"
     wait_for(lambda: len(list(epochs.glob("*/epochs/*.safetensors"))) >= 1)
     victim = next(pid for pid in descendants(process.pid) if b"RANK=0\0" in environment_of(pid))
@@ -109,22 +123,113 @@ def test_a_rank_killed_in_training_ends_the_run_and_the_epochs_are_kept(cold_pro
     assert list(epochs.glob("*/epochs/*.safetensors"))
 
 
-def test_another_launcher_places_the_ranks_as_slurm_does(cold_project: Project, tmp_path: Path):
-    """A stand-in for srun: two tasks on one node, with the variables that SLURM sets."""
-    srun = tmp_path / "srun"
-    srun.write_text(
-        "#!/bin/bash\nexport SLURM_NTASKS=2 SLURM_NNODES=1\n"
-        'SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & \n'
-        'SLURM_PROCID=0 SLURM_LOCALID=0 "$@"; first=$?\nwait $! && exit $first\n'
+@pytest.fixture
+def srun(tmp_path: Path) -> str:
+    """A stand-in for it: two tasks on one node, with the variables that SLURM sets."""
+    script = tmp_path / "srun"
+    script.write_text(
+        "#!/bin/bash\nexport SLURM_NTASKS=2 SLURM_NNODES=1 SLURM_JOB_NAME=bash SLURM_JOB_ID=7\n"
+        'SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & one=$!\n'
+        'SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & zero=$!\n'
+        'trap "kill $zero $one" TERM\n'
+        "wait $zero $one; wait $one; other=$?; wait $zero; exit $(($? | other))\n"
     )
-    srun.chmod(0o755)
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_another_launcher_places_the_ranks_as_slurm_does(cold_project: Project, srun: str):
     anew(cold_project, "global_clip")
     alone = cold_project.digests(OUTPUTS["global_clip"])
-    anew(cold_project, "global_clip", CCD_LAUNCH=str(srun))
-    assert cold_project.digests(OUTPUTS["global_clip"]) == alone
-    done = cold_project.stage("global_clip", check=False, CCD_LAUNCH="false")
+    for launcher in (srun, "torchrun --nproc-per-node=2 --no-python"):
+        said = anew(cold_project, "global_clip", CCD_LAUNCH=launcher)
+        assert "global_clip: 16/16 images" in said  # half of them, of each rank
+        assert cold_project.digests(OUTPUTS["global_clip"]) == alone
+    cold_project.set(student__batch_norm="frozen")
+    assert "epoch 1, label loss" in anew(cold_project, "warmup", CCD_LAUNCH=srun)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_ranks_of_another_launcher(
+    cold_project: Project, srun: str, number: int
+):
+    shutil.rmtree(cold_project / ".ccd/local_clip")
+    process = started(cold_project, "local_clip", CCD_LAUNCH=srun, CCD_BLOCK="1")
+    scratch = cold_project / ".ccd/local_clip"
+    wait_for(lambda: len(list(scratch.glob("*/blocks-of-1/*.npz"))) >= 2)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "blocks are done and kept" in said
+    assert "Traceback" not in said
+
+
+def test_a_launcher_that_fails_or_is_not_there_is_named(cold_project: Project):
+    for launcher, why in {"false": "false ended with code 1", "no-srun": "cannot be run"}.items():
+        done = cold_project.stage("global_clip", check=False, CCD_LAUNCH=launcher)
+        assert done.returncode == 1
+        assert why in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_rank_of_other_parameters_than_the_launch_refuses(project: Project):
+    done = project.stage("global_clip", check=False, CCD_FINGERPRINT="of before an edit")
     assert done.returncode == 1
-    assert "false ended with code 1" in done.stderr
+    assert "while the ranks were starting" in done.stderr
+
+
+def test_the_first_rank_goes_on_when_the_others_blocks_are_whole(monkeypatch, tmp_path: Path):
+    from stages.job import Job
+    from stages.resume import in_blocks
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ccd")
+    job = Job("bench", "x")
+    folder = job.scratch / "blocks-of-2"
+    folder.mkdir(parents=True)
+    whole = io.BytesIO()
+    np.savez(whole, row=np.array([2, 3]))
+    other = folder / "000000002.npz"
+    other.write_bytes(whole.getvalue()[:-40])
+
+    def mend() -> None:
+        time.sleep(0.5)
+        other.write_bytes(whole.getvalue())
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(mend)
+        blocks = in_blocks(
+            job, 5, 2, "rows", lambda own: ({"row": np.array(block)} for block in own)
+        )
+        assert np.concatenate(list(blocks.of("row"))).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_shares_of_a_batch_weigh_as_the_batch():
+    from stages.ranks import share
+
+    for size in range(1, 9):
+        batch, processes = list(range(size)), 4
+        shares = [share(batch, rank, processes) for rank in range(processes)]
+        weighed = np.zeros(size)
+        for own, weight in shares:
+            assert own
+            weighed[own] += weight / processes  # the gradients' mean is taken over ranks
+        assert np.allclose(weighed, 1 / size)
+
+
+def test_a_numbered_device_is_not_for_several_ranks(monkeypatch):
+    from stages import machine
+    from stages.errors import UserError
+
+    monkeypatch.setenv("CCD_DEVICE", "cuda:1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ccd")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(UserError, match="CCD_DEVICE=cuda:1"):
+        machine.device()
 
 
 def wait_for(true, seconds: float = 60) -> None:
@@ -163,7 +268,7 @@ def test_the_batch_is_a_power_of_two_that_takes_half_of_the_memory():
     gib = 1 << 30
     assert largest_batch(24 * gib, 3 * gib, 3 * gib + gib // 2) == 16
     assert largest_batch(24 * gib, 20 * gib, 40 * gib) == 1
-    assert largest_batch(1 << 50, 1, 2) == 256
+    assert largest_batch(1 << 50, 1, 2) == 128
     for one in np.random.default_rng(0).integers(1, 1 << 30, 50).tolist():
         batch = largest_batch(8 * gib, one, 2 * one)
-        assert batch == 1 or one * (batch + 1) <= 4 * gib or batch == 256
+        assert batch == 1 or one * (batch + 1) <= 4 * gib or batch == 128
