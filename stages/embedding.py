@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from stages import machine
 from stages.images.decode import read_image
 from stages.images.loading import made_ahead
 from stages.images.views import (
@@ -26,6 +27,8 @@ from stages.images.views import (
 from stages.method.types import Integers
 from stages.models.teacher import Teacher
 from stages.resume import Arrays
+
+WAITING = 1 << 30  # bytes of views that wait for others of their shape
 
 
 class Look(NamedTuple):
@@ -49,28 +52,44 @@ def embed_looks(
     the number of decoding processes.
     """
     cut = partial(cut_views, cutting=cutting, stride=teacher.stride)
-    cuts = made_ahead(cut, (look for block in blocks for look in looks_of(block)))
+    cuts = made_ahead(cut, (look for block in blocks for look in looks_of(block)), pinned=False)
+    # a worker's tensor holds a file and shared memory, of which there is little: not while it waits
+    shared = machine.workers() > 0
+    views = (one.clone() if shared else one for cut in cuts for one in cut)
     for block in blocks:
         embedding = torch.empty(len(block), teacher.dim, device=teacher.device)
-        waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-        row = block.start
-        while row < block.stop:
-            for view_of_row in next(cuts):
-                alike = waiting.setdefault(tuple(view_of_row.shape), [])
-                alike.append((row - block.start, view_of_row))
-                if len(alike) == teacher.batch:
-                    _embed(alike, teacher, embedding)
-                    alike.clear()
-                row += 1
-        for shape in sorted(waiting):
-            if waiting[shape]:
-                _embed(waiting[shape], teacher, embedding)
+        for rows, batch in in_batches(zip(block, views, strict=False), teacher.batch):
+            places = machine.move(torch.tensor(rows) - block.start, teacher.device)
+            embedding[places] = teacher.embed_images(batch)
         yield {"embedding": embedding.cpu().numpy()}
 
 
-def _embed(views: list[tuple[int, Tensor]], teacher: Teacher, into: Tensor) -> None:
-    rows = torch.tensor([row for row, _ in views], device=into.device)
-    into[rows] = teacher.embed_images(stack([view for _, view in views]))
+def in_batches(
+    views: Iterable[tuple[int, Tensor]], size: int, most: int = WAITING
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Views, each with its row, in batches of one shape: each when it is full, at last the others.
+
+    Where more than `most` bytes wait, those of the shape that has most of them go as they are.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+    held = 0
+    for row, one in views:
+        shape = tuple(one.shape)
+        waiting.setdefault(shape, []).append((row, one))
+        held += one.nbytes
+        if len(waiting[shape]) < size:
+            if held <= most:
+                continue
+            shape = max(waiting, key=lambda s: sum(w.nbytes for _, w in waiting[s]))
+        ready = waiting.pop(shape)
+        held -= sum(w.nbytes for _, w in ready)
+        yield _stacked(ready)
+    for shape in sorted(waiting):
+        yield _stacked(waiting[shape])
+
+
+def _stacked(views: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
+    return [row for row, _ in views], stack([one for _, one in views])
 
 
 def cut_views(look: Look, cutting: Cutting, stride: int | None) -> list[Tensor]:

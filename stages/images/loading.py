@@ -38,10 +38,13 @@ class _Made(Dataset[Item | str], Generic[Key, Item]):
             return str(error)
 
 
-def made_ahead(make: Callable[[Key], Item], keys: Iterable[Key]) -> Iterator[Item]:
+def made_ahead(
+    make: Callable[[Key], Item], keys: Iterable[Key], pinned: bool = True
+) -> Iterator[Item]:
     """`make(key)` of each of the `keys`, in their order, whatever the number of workers.
 
-    Where processes are not forked, `make` must be picklable: a function, or a partial of one.
+    pinned: for a GPU, in memory that it can copy from while it computes; for items that go there as
+    they are. Where processes are not forked, `make` must be picklable: a function, or a partial.
     """
     workers = machine.workers()
     loader = DataLoader(
@@ -51,7 +54,7 @@ def made_ahead(make: Callable[[Key], Item], keys: Iterable[Key]) -> Iterator[Ite
         num_workers=workers,
         generator=torch.Generator(),  # or the loader would draw from the one of the training
         prefetch_factor=AHEAD if workers else None,
-        pin_memory=machine.device().startswith("cuda"),
+        pin_memory=pinned and machine.device().startswith("cuda"),
         worker_init_fn=_leave_signals_to_the_parent if workers else None,
     )
     for item in loader:

@@ -188,7 +188,7 @@ def fitting_batch(student: Student, note: Note, size: int, device: str) -> int:
 @torch.inference_mode()
 def activation_maps(student: Student, note: Note, views: Tensor, device: str) -> Tensor:
     """The class activation maps (n, classes, h, w), on the device, of uint8 views (n, 3, …)."""
-    on_device = views.to(device, non_blocking=True)
+    on_device = machine.move(views, device)
     images = normalise(on_device, tuple(note["mean"]), tuple(note["std"]))
     maps: Tensor = student(images.to(getattr(torch, note["precision"])))
     return maps

@@ -114,7 +114,7 @@ class Teacher:
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
         """Unit embeddings (n, dim) float32, on the device, of views (n, 3, h, w) of 0 … 255."""
-        on_device = views.to(self.device, non_blocking=True)
+        on_device = machine.move(views, self.device)
         return self.embed_inputs(normalise(on_device, self.mean, self.std).to(self.precision))
 
     def embed_inputs(self, images: Tensor) -> Tensor:
