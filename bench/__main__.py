@@ -1,6 +1,6 @@
 """The benchmark: prints a table, and writes `bench/results.json`.
 
-python -m bench         `make bench`: half an hour on two cores
+python -m bench         `make bench`: 20 to 30 minutes on two cores
 python -m bench --rows abcd --model RN50x64-quickgelu --images 256 --results bench/gpu.json
 """
 
