@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -50,6 +51,7 @@ class Declaration:
     deps: tuple[str, ...]
     user_deps: tuple[str, ...]
     params: tuple[str, ...]
+    other_params: tuple[tuple[str, str], ...]  # file and key
     outs: tuple[str, ...]
 
 
@@ -109,18 +111,25 @@ class Job:
                 signal.signal(number, handler)
 
 
-def main(stage: str, run: Callable[[Params, Job], None], on_ranks: bool = False) -> NoReturn:
+def main(
+    stage: str,
+    run: Callable[[Params, Job], None],
+    on_ranks: bool = False,
+    declared_by: Callable[[Any], Declaration] | None = None,
+) -> NoReturn:
     """Run a stage and exit: 0, 1 after a `UserError`, 128 + the number after a signal.
 
-    on_ranks: it can be run by several processes, if the user asks for them.
+    on_ranks: it can be run by several processes, if the user asks for them. declared_by: gives the
+    declaration of a stage that is not in `dvc.yaml`, from the content of `params.yaml`.
     """
+    declare = declared_by or partial(declaration, stage)
     try:
         if on_ranks and ranks.wanted():
             raw = read_yaml(PARAMS_FILE)
             parse_params(raw)
-            ranks.launch(stage, fingerprint(declaration(stage, raw), raw))
+            ranks.launch(stage, fingerprint(declare(raw), raw))
         else:
-            execute(stage, run)
+            execute(stage, run, declare)
     except UserError as error:
         warn("".join(f"{stage}: {line}\n" for line in str(error).splitlines()).rstrip())
         sys.exit(1)
@@ -133,11 +142,13 @@ def main(stage: str, run: Callable[[Params, Job], None], on_ranks: bool = False)
     sys.exit(0)
 
 
-def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
+def execute(
+    stage: str, run: Callable[[Params, Job], None], declare: Callable[[Any], Declaration]
+) -> None:
     """Run a stage under its lock and publish its outputs."""
     raw = read_yaml(PARAMS_FILE)
     params = parse_params(raw)
-    declared = declaration(stage, raw)
+    declared = declare(raw)
     try:
         with _only_one(stage) if ranks.place().rank == 0 else nullcontext():
             job = Job(stage, fingerprint(declared, raw))
@@ -146,7 +157,7 @@ def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
                     "a parameter, an input or the code changed while the ranks were starting: run "
                     "`dvc repro` again"
                 )
-            _execute(job, run, params, declared.outs)
+            _execute(job, run, params, declared.outs, declare)
     except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are of the latter
         if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
             raise
@@ -163,7 +174,11 @@ def execute(stage: str, run: Callable[[Params, Job], None]) -> None:
 
 
 def _execute(
-    job: Job, run: Callable[[Params, Job], None], params: Params, outs: tuple[str, ...]
+    job: Job,
+    run: Callable[[Params, Job], None],
+    params: Params,
+    outs: tuple[str, ...],
+    declare: Callable[[Any], Declaration],
 ) -> None:
     shutil.rmtree(job.staging, ignore_errors=True)
     job.staging.mkdir(parents=True)
@@ -177,7 +192,7 @@ def _execute(
             shutil.rmtree(other)
     run(params, job)
     parse_params(again := read_yaml(PARAMS_FILE))
-    if fingerprint(declaration(job.stage, again), again) != job.fingerprint:
+    if fingerprint(declare(again), again) != job.fingerprint:
         raise UserError(
             "a parameter, an input or the code changed while the stage was running; nothing "
             "was published. Run `dvc repro` again; with the old values it goes on where it was."
@@ -185,25 +200,40 @@ def _execute(
     _publish(job.staging, outs)
 
 
-def declaration(stage: str, params: Any) -> Declaration:
-    """The stage's entry in `dvc.yaml`; `params` is the content of `params.yaml`."""
-    stages = read_yaml(DVC_FILE)["stages"]
+def declaration(
+    stage: str, params: Any, file: Path = DVC_FILE, item: dict[str, str] | None = None
+) -> Declaration:
+    """The stage's entry in `dvc.yaml`; `params` is the content of `params.yaml`.
+
+    file: another than the pipeline's own, whose stages run in the same folder; item: which of the
+    stages it is that a matrix there stands for.
+    """
+    stages = read_yaml(file)["stages"]
     if stage not in stages:
-        raise UserError(f"{DVC_FILE} has no stage `{stage}`")
+        raise UserError(f"{file} has no stage `{stage}`")
     entry = stages[stage]
+    known = params | {"item": item}
+    listed = entry.get("params", [])
 
     def names(*kinds: str) -> list[str]:
         items = [item for kind in kinds for item in entry.get(kind, [])]
         return [next(iter(item)) if isinstance(item, dict) else item for item in items]
 
     def filled(name: str) -> str:
-        return re.sub(r"\$\{([\w.]+)\}", lambda match: str(lookup(params, match[1])), name)
+        return re.sub(r"\$\{([\w.]+)\}", lambda match: str(lookup(known, match[1])), name)
 
     return Declaration(
         deps=tuple(name for name in names("deps") if "${" not in name),
         user_deps=tuple(filled(name) for name in names("deps") if "${" in name),
-        params=tuple(entry.get("params", [])),
-        outs=tuple(names("outs", "metrics", "plots")),
+        params=tuple(key for key in listed if isinstance(key, str)),
+        other_params=tuple(
+            (path, key)
+            for others in listed
+            if isinstance(others, dict)
+            for path, keys in others.items()
+            for key in keys
+        ),
+        outs=tuple(filled(name) for name in names("outs", "metrics", "plots")),
     )
 
 
@@ -221,6 +251,7 @@ def fingerprint(declared: Declaration, params: Any) -> str:
     """
     facts = {
         "params": {key: lookup(params, key) for key in declared.params},
+        "other_params": [lookup(read_yaml(Path(f)), key) for f, key in declared.other_params],
         "deps": {dep: _content(Path(dep), by_time=False) for dep in declared.deps},
         "user_deps": {dep: _content(Path(dep), by_time=True) for dep in declared.user_deps},
         "libraries": {name: version(name) for name in LIBRARIES},

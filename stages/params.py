@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -23,6 +23,7 @@ OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
     ("convnext_tiny", "convnext_small", "convnext_base"), 32
 )
 
+Sections = TypeVar("Sections", bound=BaseModel)
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -258,12 +259,17 @@ def parse_params(raw: Any, path: Path = PARAMS_FILE) -> Params:
 
     Raises `UserError` that names the file, the key and, for a misspelt one, the nearest valid key.
     """
+    return checked(Params, raw, path)
+
+
+def checked(model: type[Sections], raw: Any, path: Path) -> Sections:
+    """As `parse_params`, for a file of other parameters."""
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected sections of keys, found {type(raw).__name__}")
     try:
-        return Params.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [_explain(problem, model) for problem in error.errors()]
     # a misspelt key shows twice, as unknown and as missing: say the unknown first
     problems.sort(key=lambda line: "is missing" in line)
     raise UserError(f"{path}: " + f"\n{path}: ".join(problems))
@@ -279,13 +285,13 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, model: type[BaseModel]) -> str:
     place = [
         str(part) for part in problem["loc"] if not str(part).startswith(("literal", "constrained"))
     ]
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
-        fields = _fields_at(place[:-1])
+        fields = _fields_at(place[:-1], model)
         near = difflib.get_close_matches(place[-1], fields, n=1, cutoff=0.5)
         hint = (
             f"did you mean `{'.'.join([*place[:-1], near[0]])}`?"
@@ -300,8 +306,7 @@ def _explain(problem: Any) -> str:
     return f"`{key}` is {problem['input']!r}: {problem['msg'].lower()}"
 
 
-def _fields_at(place: list[str]) -> list[str]:
-    model: Any = Params
+def _fields_at(place: list[str], model: Any) -> list[str]:
     for part in place:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

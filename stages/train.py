@@ -58,7 +58,7 @@ def run(params: Params, job: Job) -> None:
         params.train.stop_positive,
     )
     warmed_up = pd.read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()
-    state, best = State(weights, moments, []), None
+    state, best = State(weights, moments, [], {}), None
     for state in train_epochs(
         job,
         student,

@@ -52,11 +52,34 @@ class Recipe(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that the next epoch starts from: weights, Adam's moments, and the epochs so far."""
+    """All that the next epoch starts from: weights, Adam's moments, and the epochs so far.
+
+    kept: what the objective keeps beside.
+    """
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     history: History
+    kept: dict[str, Tensor]
+
+
+class Objective:
+    """What the labels ask of the student's logits: binary cross-entropy, in CCD (Eq. 8).
+
+    labels (images, classes). Others derive from it. They may keep tensors of their own, such as
+    labels that change; one named `table` is learned with the student.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.kept: dict[str, Tensor] = {}
+        self.labels = labels
+
+    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+        """Mean over some images and the classes; `epoch` counts from 1."""
+        return label_loss(logits, self.labels[rows])
+
+    def after(self, predicted: Tensor, epoch: int) -> None:
+        """An epoch has ended, with these logits (images, classes)."""
 
 
 def train_epochs(
@@ -68,16 +91,27 @@ def train_epochs(
     recipe: Recipe,
     moments: dict[str, Tensor],
     seed: int,
+    objective: Objective | None = None,
 ) -> Iterator[State]:
     """Train `student` in place on `labels` (images, classes); yields the state after every epoch.
 
     rows: of the index, one an image. Starts from the last epoch in the job's scratch, if there is
-    one, whose states are yielded first. The two latest epochs are kept there.
+    one, whose states are yielded first. The two latest epochs are kept there. objective: another
+    than CCD's; then `labels` are for the training's mAP alone.
     """
     device = machine.device()
     fabric = ranks.fabric(device, note["precision"])
     prepare_batch_norm(student, note, job.ranks, device)
-    optimiser = build_optimiser(student, recipe.optimiser)
+    objective = objective or Objective(torch.from_numpy(labels.copy()))
+    objective.labels = objective.labels.to(device)
+    objective.kept = {
+        name: value.detach().to(device).requires_grad_(name == "table")
+        for name, value in objective.kept.items()
+    }
+    optimiser = build_optimiser(student, recipe.optimiser, objective.kept.get("table"))
+    learned: dict[str, Tensor] = dict(student.named_parameters())
+    if "table" in objective.kept:
+        learned["table"] = objective.kept["table"]
     network, stepper = fabric.setup(student, optimiser)
     history: History = []
     resumed = _latest(job)
@@ -86,11 +120,12 @@ def train_epochs(
         raise UserError(f"the ranks see different epochs in {job.scratch}: run `dvc repro` again")
     if resumed is not None:
         student.load_state_dict(resumed.weights)
+        for name, value in resumed.kept.items():
+            objective.kept[name].data.copy_(value)
         moments, history = resumed.moments, resumed.history
         say(f"{job.stage}: resuming after epoch {len(history)} of {recipe.epochs}")
         yield resumed
-    restore_moments(optimiser, student, moments)
-    targets = torch.from_numpy(labels.copy()).to(fabric.device)
+    restore_moments(optimiser, learned, moments)
     decoded = None
     if len(history) < recipe.epochs:
         decoded = decode_once(rows, note["size"])
@@ -105,8 +140,10 @@ def train_epochs(
                 [(ranks.share(batch, job.rank, job.ranks)[0], salt) for batch, salt in batches],
             )
             losses, predicted = _one_epoch(
-                fabric, network, stepper, note, recipe, targets, batches, views, title, rows
-            )
+                fabric, network, stepper, note, recipe, objective, batches, views, title, rows,
+                epoch + 1,
+            )  # fmt: skip
+            objective.after(torch.from_numpy(predicted).to(device), epoch + 1)
             quality = 100 * mean_average_precision(labels >= recipe.positive, predicted)
             say(
                 f"{job.stage}: epoch {epoch + 1}, label loss {losses[0]:.4f}, consistency loss "
@@ -124,7 +161,8 @@ def train_epochs(
             weights = {
                 name: value.detach().cpu().clone() for name, value in student.state_dict().items()
             }
-            state = State(weights, read_moments(optimiser, student), list(history))
+            kept = {name: value.detach().cpu().clone() for name, value in objective.kept.items()}
+            state = State(weights, read_moments(optimiser, learned), list(history), kept)
             if job.rank == 0:
                 _keep(job, state)
             if over_ranks(fabric, torch.tensor([float(job.asked_to_stop)])) > 0:
@@ -212,11 +250,12 @@ def _one_epoch(
     stepper: Any,
     note: Note,
     recipe: Recipe,
-    targets: Tensor,
+    objective: Objective,
     batches: list[tuple[list[int], int]],
     views: Iterator[tuple[Tensor, Tensor | None]],
     title: str,
     rows: pd.DataFrame,
+    epoch: int,
 ) -> tuple[tuple[float, float], Floats]:
     """One pass over the photographs. `views`: of this rank's share of each batch.
 
@@ -224,7 +263,7 @@ def _one_epoch(
     views had when it was their turn.
     """
     rank, processes = fabric.global_rank, fabric.world_size
-    predicted = torch.zeros_like(targets)
+    predicted = torch.zeros_like(objective.labels, dtype=torch.float32)
     totals = torch.zeros(2, device=fabric.device)
     apart = _counts_the_batch(network.module, note)
     set_mode(network, note)
@@ -244,7 +283,7 @@ def _one_epoch(
                         fabric, network, note, weak_views[here], strong_part, apart
                     )
                     losses = torch.zeros(2, device=fabric.device)
-                    losses[0] = label_loss(logits, targets[mine])
+                    losses[0] = objective.loss(logits, mine, epoch)
                     if strong_logits is not None:
                         losses[1] = consistency_loss(logits, strong_logits)
                     losses = losses * len(mine)
@@ -304,30 +343,36 @@ def set_mode(network: nn.Module, note: Note) -> None:
                 module.eval()
 
 
-def build_optimiser(student: Student, params: Optimiser) -> torch.optim.Adam:
-    """Adam, whose rate for the head is `head_lr_factor` times that of the backbone."""
+def build_optimiser(
+    student: Student, params: Optimiser, table: Tensor | None = None
+) -> torch.optim.Adam:
+    """Adam, whose rate for the head is `head_lr_factor` times that of the backbone.
+
+    table: learned too, as the head is.
+    """
+    fast = [*student.head.parameters(), *([] if table is None else [table])]
     return torch.optim.Adam(
         [
             {"params": list(student.backbone.parameters()), "lr": params.lr},
-            {"params": list(student.head.parameters()), "lr": params.lr * params.head_lr_factor},
+            {"params": fast, "lr": params.lr * params.head_lr_factor},
         ]
     )
 
 
-def read_moments(optimiser: torch.optim.Adam, student: Student) -> dict[str, Tensor]:
-    """Adam's state, by kind and name of the parameter."""
+def read_moments(optimiser: torch.optim.Adam, learned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adam's state of the `learned` parameters, by kind and name."""
     return {
         f"{kind}.{name}": value.detach().cpu().clone()
-        for name, parameter in student.named_parameters()
+        for name, parameter in learned.items()
         for kind, value in optimiser.state[parameter].items()
     }
 
 
 def restore_moments(
-    optimiser: torch.optim.Adam, student: Student, moments: dict[str, Tensor]
+    optimiser: torch.optim.Adam, learned: dict[str, Tensor], moments: dict[str, Tensor]
 ) -> None:
     """Put back what `read_moments` gave; nothing, if there is nothing."""
-    for name, parameter in student.named_parameters():
+    for name, parameter in learned.items():
         for kind in ("step", "exp_avg", "exp_avg_sq"):
             if (key := f"{kind}.{name}") in moments:
                 like = moments[key] if kind == "step" else parameter.detach()
@@ -357,6 +402,7 @@ def _file(job: Job, epoch: int) -> Path:
 def _keep(job: Job, state: State) -> None:
     tensors = {f"weights.{name}": value for name, value in state.weights.items()}
     tensors |= {f"moments.{name}": value for name, value in state.moments.items()}
+    tensors |= {f"kept.{name}": value for name, value in state.kept.items()}
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     epoch = len(state.history)
     write_durably(_file(job, epoch), save(contiguous, {"history": json.dumps(state.history)}))
@@ -381,8 +427,8 @@ def _read(file: Path) -> State | None:
             history: History = json.loads(content.metadata()["history"])
     except Exception:  # safetensors raises its own error, and OSError, for a damaged file
         return None
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "moments": {}}
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "moments": {}, "kept": {}}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
         parts[kind][rest] = value
-    return State(parts["weights"], parts["moments"], history)
+    return State(parts["weights"], parts["moments"], history, parts["kept"])

@@ -54,7 +54,7 @@ def run(params: Params, job: Job) -> None:
     student = build_student(note, len(classes))
     student.backbone.load_state_dict(backbone)
 
-    state = State(student.state_dict(), {}, [])
+    state = State(student.state_dict(), {}, [], {})
     for latest in train_epochs(
         job,
         student,
