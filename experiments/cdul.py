@@ -1,0 +1,115 @@
+"""CDUL (Abdelfattah et al. 2023) on the pipeline's photographs: Table 1's nearest competitor.
+
+    python -m experiments.table1 --only cdul
+
+CLIP's probabilities of the whole image and of its nine tiles become initial labels; the student
+learns them, and after each epoch they take a step towards its predictions. The tiles are the
+pipeline's own local views, so it must have run with `cam_boxes: {views: grid, mean_views: 9}`.
+
+Reads the index, CLIP's scores of images and tiles, the student's first weights and, to judge, the
+ground truth. Writes `results/table1/cdul.json`, with how good the labels were before and after each
+update. Resumes by epoch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.baseline import aligned, train_and_judge, write_result
+from experiments.objectives import aggregated, aligned_labels, bernoulli_divergence
+from experiments.settings import Cdul, read_settings
+from stages.artifacts import (
+    CAM_BOXES,
+    GLOBAL_SCORES,
+    GROUND_TRUTH,
+    INDEX,
+    LOCAL_SCORES,
+    class_columns,
+    class_values,
+    index_digest,
+    read_table,
+    usable,
+)
+from stages.errors import UserError
+from stages.job import Job, declaration, main
+from stages.method.average_precision import mean_average_precision
+from stages.method.types import Floats
+from stages.params import Params
+from stages.training import Objective
+
+TILES = 9
+
+
+def run(params: Params, job: Job) -> None:
+    settings = read_settings().cdul
+    index, _ = read_table(INDEX)
+    digest = index_digest(index)
+    rows, held_out = usable(index, "train"), usable(index, "test")
+    truth, _ = read_table(GROUND_TRUTH, digest)
+    boxes, of_boxes = read_table(CAM_BOXES, digest, columns=["image_id"])
+    if of_boxes["views"] != "grid" or len(boxes) != TILES * len(rows):
+        raise UserError(
+            "the local views are no 3 x 3 tiles: set cam_boxes.views to grid and "
+            "cam_boxes.mean_views to 9 in params.yaml and run `dvc repro fuse_labels`, or use "
+            "`python -m experiments.table1`, which does so beside"
+        )
+    images, _ = read_table(GLOBAL_SCORES, digest)
+    tiles, _ = read_table(LOCAL_SCORES, digest)
+    if class_columns(LOCAL_SCORES, tiles) != class_columns(GROUND_TRUTH, truth):
+        raise UserError(f"{LOCAL_SCORES.path} has other classes than the labels: run `dvc repro`")
+    whole = images.set_index("image_id").loc[rows["image_id"]].to_numpy(np.float32)
+    of_tiles = class_values(LOCAL_SCORES, tiles).reshape(len(rows), TILES, -1)
+    labels = initial_labels(whole, of_tiles, settings)
+    epochs = params.warmup.epochs + params.train.epochs
+    objective = Aligned(torch.from_numpy(labels), aligned(truth, rows), settings, epochs)
+    result, state = train_and_judge(job, params, rows, held_out, truth, objective, 1.0, digest)
+    quality = state.kept["quality"].tolist()
+    result |= {"knows": "clip", "label_mAP": [round(100 * value, 2) for value in quality]}
+    write_result(job, "cdul", result)
+
+
+def initial_labels(whole: Floats, tiles: Floats, settings: Cdul) -> Floats:
+    """The mean of what CLIP says of the whole image and of its tiles, (images, classes).
+
+    whole (images, classes), tiles (images, tiles, classes): probabilities.
+    """
+    of_tiles = aggregated(torch.from_numpy(tiles), settings.threshold).numpy()
+    mean = (whole + of_tiles + settings.difference * np.abs(whole - of_tiles)) / 2
+    labels: Floats = np.clip(mean, 0, 1).astype(np.float32)
+    return labels
+
+
+class Aligned(Objective):
+    """Soft labels that step towards the predictions after each epoch, from the `wait`-th on.
+
+    Keeps their mean average precision, at first and after each epoch; nothing is chosen by it.
+    """
+
+    def __init__(self, labels: Tensor, truth: Floats, settings: Cdul, epochs: int) -> None:
+        super().__init__(labels)
+        self.settings, self.truth = settings, truth
+        self.kept["labels"] = labels.clone()
+        self.kept["quality"] = torch.full((epochs + 1,), torch.nan)
+        self.kept["quality"][0] = mean_average_precision(truth, labels.numpy())
+
+    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+        """The divergence of the predictions from the labels as they are now."""
+        return bernoulli_divergence(self.kept["labels"][rows], logits)
+
+    def after(self, predicted: Tensor, epoch: int) -> None:
+        """Take the step, with the epoch's predictions."""
+        labels = self.kept["labels"]
+        if epoch >= self.settings.wait:
+            labels = aligned_labels(labels, predicted.sigmoid(), self.settings.width)
+            self.kept["labels"] = labels
+        self.kept["quality"][epoch] = mean_average_precision(self.truth, labels.cpu().numpy())
+
+
+if __name__ == "__main__":
+    declared_by = partial(declaration, "cdul", file=Path("experiments/dvc.yaml"))
+    main("cdul", run, declared_by=declared_by)

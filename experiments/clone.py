@@ -1,0 +1,58 @@
+"""Runs of the pipeline with other parameters, beside the project and sharing its cache.
+
+A run is a `dvc repro` of what is committed, in a clone below `.ccd/`: stages that two runs have in
+common run once, and a second call runs nothing. A seed of the demo world stands for other
+photographs, another teacher and another student.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+CLONE = Path(".ccd/experiments")
+DVC = [sys.executable, "-m", "dvc"]
+DEMO = Path("data/demo/params.yaml")
+
+
+def prepare() -> None:
+    """A clean checkout of HEAD, with the project's own DVC cache."""
+    if not CLONE.exists():
+        subprocess.run(["git", "clone", "-q", ".", str(CLONE)], check=True)
+    for step in (["fetch", "-q", "origin", "HEAD"], ["checkout", "-q", "-f", "FETCH_HEAD"]):
+        subprocess.run(["git", *step], cwd=CLONE, check=True)
+    cache = Path(".dvc/cache").resolve()
+    subprocess.run([*DVC, "cache", "dir", "--local", str(cache)], cwd=CLONE, check=True)
+
+
+def reproduce(seed: int, changes: dict[str, Any], *targets: str) -> Path:
+    """Run `targets` in the clone with some parameters changed; returns where their outputs are."""
+    subprocess.run(["git", "checkout", "-q", "-f", "."], cwd=CLONE, check=True)
+    _edit(CLONE / "params.yaml", {"seed": seed} | changes)
+    if str(_value(CLONE / "params.yaml", "source.root")).startswith("data/demo/"):
+        _edit(CLONE / DEMO, {"world.seed": seed, "teacher.seed": seed})
+    subprocess.run([*DVC, "repro", *targets], cwd=CLONE, check=True)
+    return CLONE
+
+
+def _edit(path: Path, changes: dict[str, Any]) -> None:
+    yaml = YAML()
+    content = yaml.load(path)
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    yaml.dump(content, path)
+
+
+def _value(path: Path, key: str) -> Any:
+    value = YAML(typ="safe").load(path)
+    for part in key.split("."):
+        value = value[part]
+    return value

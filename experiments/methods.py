@@ -1,0 +1,152 @@
+"""The methods of the paper's Table 1: what each may know, and what it asks of the student.
+
+A method is a source of labels, an objective, and whether the maps' positive activations are
+multiplied before pooling (BoostLU). They share the pipeline's photographs, first weights,
+optimiser, weak augmentation and number of epochs; the last epoch is what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from experiments import objectives as o
+from experiments.settings import Baseline
+from stages.training import Objective
+
+# of the paper's data sets, in the table's order: VOC12, VOC07, COCO, NUS-WIDE
+Published = tuple[float | None, float | None, float | None, float | None]
+
+
+class Simple(Objective):
+    """A loss of the logits and of what is observed."""
+
+    def __init__(self, observed: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(observed)
+        self.of = of
+
+    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+        """As published, in `experiments.objectives`."""
+        return self.of(logits, self.labels[rows])
+
+
+class LargeLoss(Objective):
+    """LL-R, LL-Ct or LL-Cp: large losses of assumed negatives are rejected, or corrected.
+
+    share: of a batch's pairs, more by it every epoch. keep: a correction is for good (LL-Cp), and
+    the share does not grow.
+    """
+
+    def __init__(self, observed: Tensor, share: float, correct: bool, keep: bool = False) -> None:
+        super().__init__(observed)
+        self.share, self.correct, self.keep = share, correct, keep
+        if keep:
+            self.kept["observed"] = observed.clone()
+
+    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+        """As published, in `experiments.objectives`."""
+        observed = self.kept["observed"] if self.keep else self.labels
+        count = o.large_count(logits.numel(), epoch, self.share, growing=not self.keep)
+        if not self.correct:
+            return o.large_loss_rejection(logits, observed[rows], count)
+        if self.keep:
+            losses = o.cross_entropy(logits, o.present(observed[rows], logits))
+            observed[rows] += o.large(losses, observed[rows], count).to(observed)
+            count = 0
+        return o.large_loss_correction(logits, observed[rows], count)
+
+
+class Role(Objective):
+    """ROLE: the unobserved labels are estimated by a table that is learned with the student.
+
+    Its logits begin at that of 0.995 for an observed positive, else uniform within those of 0.4 and
+    0.6.
+    """
+
+    def __init__(self, observed: Tensor, expected: float, seed: int) -> None:
+        super().__init__(observed)
+        self.expected = expected
+        rng = torch.Generator().manual_seed(seed)
+        probability = 0.4 + 0.2 * torch.rand(observed.shape, generator=rng)
+        probability[observed > 0] = 0.995
+        self.kept["table"] = torch.logit(probability).requires_grad_()
+
+    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+        """As published, in `experiments.objectives`."""
+        return o.role(logits, self.kept["table"][rows], self.labels[rows], self.expected)
+
+
+Build = Callable[[Tensor, Baseline, int], Objective]  # from what is observed, settings and seed
+
+
+class Method(NamedTuple):
+    """A row of the table. knows: all, some, one (positive) or clip.
+
+    absent: what CLIP says is unlikely is taken for absent, since the loss is of known labels alone.
+    """
+
+    title: str
+    knows: str
+    objective: Build
+    published: Published = (None, None, None, None)
+    boost: bool = False
+    absent: bool = False
+
+
+def _simple(of: Callable[[Tensor, Tensor], Tensor]) -> Build:
+    return lambda observed, settings, seed: Simple(observed, of)
+
+
+def _large(share: float, correct: bool, keep: bool = False) -> Build:
+    return lambda observed, settings, seed: LargeLoss(observed, share, correct, keep)
+
+
+def _negative(logits: Tensor, observed: Tensor) -> Tensor:
+    return o.cross_entropy(logits, o.present(observed, logits)).mean()
+
+
+def _smooth(logits: Tensor, observed: Tensor) -> Tensor:
+    return o.cross_entropy(logits, o.smoothed(o.present(observed, logits))).mean()
+
+
+def _role(observed: Tensor, settings: Baseline, seed: int) -> Objective:
+    return Role(observed, settings.expected, seed)
+
+
+REJECT, CORRECT = _large(0.005, correct=False), _large(0.002, correct=True)
+CORRECT_FOR_GOOD = _large(0.001, correct=True, keep=True)
+
+METHODS: dict[str, Method] = {
+    "bce": Method("BCE", "all", _simple(_negative), (90.1, 91.3, 78.5, 50.7)),
+    "bce_ls": Method("BCE-LS", "all", _simple(_smooth), (91.6, 92.6, 79.4, 51.7)),
+    "asl": Method("ASL", "all", _simple(o.asymmetric)),
+    "partial_bce": Method("partial BCE", "some", _simple(o.partial_cross_entropy)),
+    "partial_asl": Method("ASL", "some", _simple(o.asymmetric), (None, 82.9, 69.7, None)),
+    "an": Method("Naive AN", "one", _simple(_negative)),
+    "an_ls": Method("AN, smoothed", "one", _simple(_smooth)),
+    "wan": Method("WAN", "one", _simple(o.weak_assume_negative)),
+    "em": Method("EM", "one", _simple(o.entropy_maximisation)),
+    "role": Method("ROLE", "one", _role),
+    "ll_r": Method("LL-R", "one", REJECT, (89.7, 90.6, 72.6, 47.4)),
+    "ll_ct": Method("LL-Ct", "one", CORRECT),
+    "ll_cp": Method("LL-Cp", "one", CORRECT_FOR_GOOD),
+    "ll_r_boost": Method("LL-R + BoostLU", "one", REJECT, boost=True),
+    "ll_ct_boost": Method("LL-Ct + BoostLU", "one", CORRECT, boost=True),
+    "ll_cp_boost": Method("LL-Cp + BoostLU", "one", CORRECT_FOR_GOOD, boost=True),
+    "clip_an": Method("Naive AN", "clip", _simple(_negative), (85.5, 86.5, 65.1, 40.8)),
+    "clip_an_ls": Method("Szegedy et al.", "clip", _simple(_smooth), (86.8, 87.9, 65.5, 41.3)),
+    "clip_wan": Method(
+        "Aodha et al.", "clip", _simple(o.weak_assume_negative), (84.2, 86.2, 63.9, 40.1)
+    ),
+    "clip_partial": Method(
+        "Durand et al.",
+        "clip",
+        _simple(o.partial_cross_entropy),
+        (81.3, 83.1, 63.2, 39.4),
+        absent=True,
+    ),
+    "clip_role": Method("ROLE", "clip", _role, (82.6, 84.6, 67.1, 43.2)),
+}
