@@ -4,7 +4,7 @@
     dvc repro experiments/dvc.yaml:baseline@ll_r     one of them
     python -m experiments.baseline ll_r              one, without DVC
 
-Reads the index, the student's first weights, CLIP's initial labels, and, unlike any stage of the
+Reads the index, the student's first weights, CLIP's scores, and, unlike any stage of the
 pipeline but `evaluate`, the ground truth: methods that are given labels need it. Writes
 `results/table1/METHOD.json`. Which labels are known is drawn by the seed. Resumes by epoch.
 """
@@ -34,12 +34,11 @@ from experiments.observed import (
 from experiments.settings import Baseline, read_settings
 from stages import machine
 from stages.artifacts import (
+    GLOBAL_SCORES,
     GROUND_TRUTH,
     INDEX,
-    INITIAL_LABELS,
     STUDENT_INIT,
     class_columns,
-    class_values,
     index_digest,
     read_table,
     usable,
@@ -71,9 +70,8 @@ def run(name: str, params: Params, job: Job) -> None:
     digest = index_digest(index)
     rows, held_out = usable(index, "train"), usable(index, "test")
     truth, _ = read_table(GROUND_TRUTH, digest)
-    initial, _ = read_table(INITIAL_LABELS, digest)
-    classes = class_columns(INITIAL_LABELS, initial)
-    if class_columns(GROUND_TRUTH, truth) != classes:
+    clip, _ = read_table(GLOBAL_SCORES, digest)
+    if class_columns(GROUND_TRUTH, truth) != class_columns(GLOBAL_SCORES, clip):
         raise UserError(f"{GROUND_TRUTH.path} has other classes than the labels: run `dvc repro`")
     known = aligned(truth, rows)
     if np.isnan(known).all() or np.isnan(aligned(truth, held_out)).all():
@@ -81,7 +79,7 @@ def run(name: str, params: Params, job: Job) -> None:
             f"{name} needs labels of training and test images: source.labels in params.yaml has "
             f"{len(truth)} labelled images that are there"
         )
-    scores = class_values(INITIAL_LABELS, initial)
+    scores = aligned(clip, rows)
     observed = observe(method, known, scores, settings, np.random.default_rng(params.seed))
     boost = params.student.boost if method.boost else 1.0
     objective = method.objective(torch.from_numpy(observed), settings, params.seed)
@@ -146,9 +144,9 @@ def write_result(job: Job, name: str, result: dict[str, Any]) -> None:
     path.write_text(json.dumps({"method": name} | result, indent=2) + "\n")
 
 
-def aligned(truth: pd.DataFrame, rows: pd.DataFrame) -> Floats:
-    """The truth of the index's `rows`: (images, classes); NaN where it is not known."""
-    return truth.set_index("image_id").reindex(rows["image_id"]).to_numpy(np.float32)
+def aligned(table: pd.DataFrame, rows: pd.DataFrame) -> Floats:
+    """What a label table has for the index's `rows`: (images, classes); NaN for what it has not."""
+    return table.set_index("image_id").reindex(rows["image_id"]).to_numpy(np.float32)
 
 
 def observe(

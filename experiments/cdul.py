@@ -62,7 +62,7 @@ def run(params: Params, job: Job) -> None:
     tiles, _ = read_table(LOCAL_SCORES, digest)
     if class_columns(LOCAL_SCORES, tiles) != class_columns(GROUND_TRUTH, truth):
         raise UserError(f"{LOCAL_SCORES.path} has other classes than the labels: run `dvc repro`")
-    whole = images.set_index("image_id").loc[rows["image_id"]].to_numpy(np.float32)
+    whole = aligned(images, rows)
     of_tiles = class_values(LOCAL_SCORES, tiles).reshape(len(rows), TILES, -1)
     labels = initial_labels(whole, of_tiles, settings)
     epochs = params.warmup.epochs + params.train.epochs
