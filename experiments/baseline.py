@@ -1,8 +1,7 @@
 """One method of the paper's Table 1, trained on the pipeline's photographs and judged as CCD is.
 
-    dvc repro experiments/dvc.yaml:baseline          all of them
-    dvc repro experiments/dvc.yaml:baseline@ll_r     one of them
-    python -m experiments.baseline ll_r              one, without DVC
+    python -m experiments.baseline ll_r
+    python -m experiments.table1                     all of them, by DVC, in a clone
 
 Reads the index, the student's first weights, CLIP's scores, and, unlike any stage of the
 pipeline but `evaluate`, the ground truth: methods that are given labels need it. Writes

@@ -33,10 +33,18 @@ def reproduce(seed: int, changes: dict[str, Any], *targets: str) -> Path:
     """Run `targets` in the clone with some parameters changed; returns where their outputs are."""
     subprocess.run(["git", "checkout", "-q", "-f", "."], cwd=CLONE, check=True)
     _edit(CLONE / "params.yaml", {"seed": seed} | changes)
+    show_experiments(CLONE)
     if str(_value(CLONE / "params.yaml", "source.root")).startswith("data/demo/"):
         _edit(CLONE / DEMO, {"world.seed": seed, "teacher.seed": seed})
     subprocess.run([*DVC, "repro", *targets], cwd=CLONE, check=True)
     return CLONE
+
+
+def show_experiments(root: Path) -> None:
+    """Let DVC see the experiments' stages, which the project hides from a plain `dvc status`."""
+    ignored = root / ".dvcignore"
+    kept = [line for line in ignored.read_text().splitlines() if line != "/experiments/dvc.yaml"]
+    ignored.write_text("\n".join(kept) + "\n")
 
 
 def _edit(path: Path, changes: dict[str, Any]) -> None:

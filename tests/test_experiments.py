@@ -16,6 +16,7 @@ import torch
 from ruamel.yaml import YAML
 
 from experiments.cdul import Aligned
+from experiments.clone import show_experiments
 from experiments.methods import METHODS
 from experiments.settings import Cdul
 from experiments.table1 import CCD, LEVELS, summary
@@ -118,6 +119,8 @@ def test_every_method_trains_and_is_judged(comparing: Project, method: str):
 
 
 def test_one_method_runs_nothing_else_and_a_second_time_nothing(comparing: Project):
+    assert "experiments" not in comparing.run("dvc", "status").stdout
+    show_experiments(comparing.root)
     target = "experiments/dvc.yaml:baseline@bce"
     assert comparing.repro(target) == [target]
     assert comparing.repro(target) == []
