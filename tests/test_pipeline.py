@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import xarray
 from sklearn.metrics import average_precision_score
 
 from stages.errors import UserError
-from stages.job import Job, execute
+from stages.job import Job, declaration, execute
 from stages.params import Params
 from tests.conftest import MINI_CLASSES, Project
 
@@ -129,7 +130,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_set(project: Project, m
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     with pytest.raises(UserError, match="not enough memory .* set CCD_BATCH"):
-        execute("global_clip", run)
+        execute("global_clip", run, partial(declaration, "global_clip"))
 
 
 def test_branches_can_be_compared(project: Project):
