@@ -32,11 +32,16 @@ def prepare() -> None:
 def reproduce(seed: int, changes: dict[str, Any], *targets: str) -> Path:
     """Run `targets` in the clone with some parameters changed; returns where their outputs are."""
     subprocess.run(["git", "checkout", "-q", "-f", "."], cwd=CLONE, check=True)
-    _edit(CLONE / "params.yaml", {"seed": seed} | changes)
+    edit_params(CLONE / "params.yaml", {"seed": seed} | changes)
     show_experiments(CLONE)
     if str(_value(CLONE / "params.yaml", "source.root")).startswith("data/demo/"):
-        _edit(CLONE / DEMO, {"world.seed": seed, "teacher.seed": seed})
-    subprocess.run([*DVC, "repro", *targets], cwd=CLONE, check=True)
+        edit_params(CLONE / DEMO, {"world.seed": seed, "teacher.seed": seed})
+    done = subprocess.run([*DVC, "repro", *targets], cwd=CLONE, check=False)
+    if done.returncode:
+        raise SystemExit(
+            f"a run with seed {seed} and changes {changes} failed; DVC says why above. What is "
+            "finished is kept: the same command goes on from there."
+        )
     return CLONE
 
 
@@ -47,7 +52,8 @@ def show_experiments(root: Path) -> None:
     ignored.write_text("\n".join(kept) + "\n")
 
 
-def _edit(path: Path, changes: dict[str, Any]) -> None:
+def edit_params(path: Path, changes: dict[str, Any]) -> None:
+    """Change parameters in a file, by dotted keys that are there; its comments stay."""
     yaml = YAML()
     content = yaml.load(path)
     for key, value in changes.items():
@@ -55,6 +61,8 @@ def _edit(path: Path, changes: dict[str, Any]) -> None:
         place = content
         for section in sections:
             place = place[section]
+        if name not in place:
+            raise KeyError(f"{path} has no {key}")
         place[name] = value
     yaml.dump(content, path)
 

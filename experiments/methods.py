@@ -104,6 +104,15 @@ def _large(share: float, correct: bool, keep: bool = False) -> Build:
     return lambda observed, settings, seed: LargeLoss(observed, share, correct, keep)
 
 
+def _full(logits: Tensor, observed: Tensor) -> Tensor:
+    return o.of_known(o.cross_entropy(logits, o.present(observed, logits)), observed)
+
+
+def _full_smooth(logits: Tensor, observed: Tensor) -> Tensor:
+    targets = o.smoothed(o.present(observed, logits))
+    return o.of_known(o.cross_entropy(logits, targets), observed)
+
+
 def _negative(logits: Tensor, observed: Tensor) -> Tensor:
     return o.cross_entropy(logits, o.present(observed, logits)).mean()
 
@@ -120,8 +129,8 @@ REJECT, CORRECT = _large(0.005, correct=False), _large(0.002, correct=True)
 CORRECT_FOR_GOOD = _large(0.001, correct=True, keep=True)
 
 METHODS: dict[str, Method] = {
-    "bce": Method("BCE", "all", _simple(_negative), (90.1, 91.3, 78.5, 50.7)),
-    "bce_ls": Method("BCE-LS", "all", _simple(_smooth), (91.6, 92.6, 79.4, 51.7)),
+    "bce": Method("BCE", "all", _simple(_full), (90.1, 91.3, 78.5, 50.7)),
+    "bce_ls": Method("BCE-LS", "all", _simple(_full_smooth), (91.6, 92.6, 79.4, 51.7)),
     "asl": Method("ASL", "all", _simple(o.asymmetric)),
     "partial_bce": Method("partial BCE", "some", _simple(o.partial_cross_entropy)),
     "partial_asl": Method("ASL", "some", _simple(o.asymmetric), (None, 82.9, 69.7, None)),

@@ -23,6 +23,11 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
+def of_known(losses: Tensor, observed: Tensor) -> Tensor:
+    """Their mean, those of unknown labels counting 0."""
+    return (losses * (observed != 0)).mean()
+
+
 def smoothed(targets: Tensor, amount: float = 0.1) -> Tensor:
     """Targets with label smoothing on both sides: 1 - amount for 1, amount for 0."""
     return targets * (1 - amount) + (1 - targets) * amount
@@ -36,7 +41,7 @@ def present(observed: Tensor, like: Tensor) -> Tensor:
 def weak_assume_negative(logits: Tensor, observed: Tensor) -> Tensor:
     """WAN (Mac Aodha et al.; Cole et al. 2021): what is not observed weighs 1 / (classes - 1)."""
     targets = present(observed, logits)
-    weight = targets + (1 - targets) / (logits.shape[1] - 1)
+    weight = targets + (1 - targets) / max(logits.shape[1] - 1, 1)
     return (weight * cross_entropy(logits, targets)).mean()
 
 
@@ -72,8 +77,7 @@ def asymmetric(
     of_present = (1 - p).detach() ** focus_present * -F.logsigmoid(logits)
     of_absent = shifted.detach() ** focus_absent * -torch.log1p(-shifted.clamp(max=1 - 1e-7))
     targets = present(observed, logits)
-    losses = targets * of_present + (1 - targets) * of_absent
-    return (losses * (observed != 0)).mean()
+    return of_known(targets * of_present + (1 - targets) * of_absent, observed)
 
 
 def role(logits: Tensor, label_logits: Tensor, observed: Tensor, expected: float) -> Tensor:

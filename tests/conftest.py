@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from data.demo.scenes import draw_photo
 from data.demo.shapes import CLASSES
+from experiments.clone import edit_params
 from tests.declarations import ROOT
 from tests.warm_python import serving
 
@@ -160,19 +160,6 @@ class Project:
         """The content of all files that match."""
         files = [f for p in patterns for f in self.root.glob(p) if f.is_file()]
         return {f.relative_to(self.root).as_posix(): f.read_bytes() for f in sorted(files)}
-
-
-def edit_params(path: Path, changes: dict[str, Any]) -> None:
-    yaml = YAML()
-    content = yaml.load(path)
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        place = content
-        for section in sections:
-            place = place[section]
-        assert name in place, key
-        place[name] = value
-    yaml.dump(content, path)
 
 
 def lay_out(root: Path, train: int = 24, test: int = 8) -> None:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from experiments.cdul import Aligned
 from experiments.clone import show_experiments
 from experiments.methods import METHODS
-from experiments.settings import Cdul
+from experiments.settings import Baseline, Cdul
 from experiments.table1 import CCD, LEVELS, summary
 from stages.method.average_precision import mean_average_precision
 from tests.conftest import MINI_CLASSES, Project, edit_params
@@ -96,6 +96,15 @@ def test_what_clips_labels_tell_is_a_choice(comparing: Project, clip: str, known
     comparing.run("python", "-m", "experiments.baseline", "clip_an")
     found = json.loads((comparing / "results/table1/clip_an.json").read_text())
     assert found["observed_per_image"] == known
+
+
+@pytest.mark.parametrize("method", ["bce", "bce_ls", "asl"])
+def test_an_unjudged_label_teaches_a_fully_supervised_method_nothing(method: str):
+    settings = Baseline(share=0.1, clip="top", count=1, threshold=0.5, unlikely=0.5, expected=1)
+    observed = torch.tensor([[1, -1, 0], [0, 1, -1]])
+    logits = torch.zeros(2, 3, requires_grad=True)
+    METHODS[method].objective(observed, settings, 0).loss(logits, [0, 1], 1).backward()
+    assert ((logits.grad != 0) == (observed != 0)).all()
 
 
 def test_a_misspelt_setting_is_named(comparing: Project):
