@@ -106,7 +106,8 @@ def write_photos(folder: Path, train: int, test: int) -> None:
     for split, count in (("train", train), ("test", test)):
         (folder / split).mkdir(parents=True)
         for number in range(count):
-            image, names = draw_photo(np.random.default_rng([7, len(split), number]))
+            image, objects = draw_photo(np.random.default_rng([7, len(split), number]))
+            names = {shape for shape, _ in objects}
             name = f"{split}/{number:05d}.jpg"
             image.crop((0, 0, 128, 96 + number % 3 * 16)).save(folder / name, quality=90)
             rows.append(",".join([name, *(str(int(c in names)) for c in MINI_CLASSES)]))

@@ -8,8 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from data.demo import scenes, teacher, world
+from data.demo import scenes, shapes, teacher, world
 from data.demo.shapes import CLASSES, MASK, PLAIN, POLYSEMOUS, SHAPES, SIDE, masks
 
 
@@ -29,9 +30,9 @@ def test_every_shape_has_a_silhouette_of_its_own():
 
 
 def test_a_photograph_depends_on_its_own_seed_alone():
-    jpeg, names = world.photo(0, "test", 3)
+    jpeg, objects = world.photo(0, "test", 3)
     world.photo(0, "test", 4)
-    assert world.photo(0, "test", 3) == (jpeg, names)
+    assert world.photo(0, "test", 3) == (jpeg, objects)
     assert world.photo(1, "test", 3)[0] != jpeg
     assert world.photo(0, "train", 3)[0] != jpeg
 
@@ -42,13 +43,25 @@ def test_photographs_hold_one_to_five_classes_and_no_polysemous_shape(monkeypatc
     counts = []
     for number in range(300):
         drawn.clear()
-        _, names = scenes.draw_photo(np.random.default_rng(number))
-        assert names == {shape for shape in drawn if shape in CLASSES}
+        _, objects = scenes.draw_photo(np.random.default_rng(number))
+        assert {shape for shape, _ in objects} == {shape for shape in drawn if shape in CLASSES}
         assert not set(drawn) & set(POLYSEMOUS)
         assert set(drawn) <= {*CLASSES, *PLAIN}
         counts.append(sum(shape in CLASSES for shape in drawn))
     assert set(counts) == {1, 2, 3, 4, 5}
     assert np.mean(counts) == pytest.approx(2.78, abs=0.25)
+
+
+def test_the_box_of_an_object_is_what_it_covers():
+    for number in range(20):
+        rng = np.random.default_rng(number)
+        canvas = Image.new("RGB", (SIDE, SIDE), (1, 2, 3))
+        place = rng.uniform(0.2, 0.8, 2) * SIDE
+        x0, y0, x1, y1 = shapes.draw_object(canvas, SHAPES[number % 12], 50, tuple(place), rng)
+        ys, xs = np.nonzero((np.asarray(canvas) != (1, 2, 3)).any(axis=2))
+        assert (x0, y0, x1, y1) == pytest.approx(
+            (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1), abs=1
+        )
 
 
 def test_captions_name_the_main_thing_with_the_stated_synonyms_and_polysemy(monkeypatch):

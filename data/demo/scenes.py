@@ -11,6 +11,7 @@ from data.demo.shapes import (
     POLYSEMOUS,
     SHAPES,
     SIDE,
+    Box,
     draw_background,
     draw_object,
     finish,
@@ -29,8 +30,8 @@ FILLERS = ("nice", "small", "big", "old", "new", "lovely", "red", "blue", "green
 EMPTY = ("wall", "sky", "floor")
 
 
-def draw_photo(rng: np.random.Generator) -> tuple[Image.Image, set[str]]:
-    """One unlabelled photograph: the image, and the names of the classes that are on it.
+def draw_photo(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[str, Box]]]:
+    """One unlabelled photograph: the image, and the class and box of every object on it.
 
     One to five objects, the first one salient; up to three shapes that are no class at all.
     """
@@ -48,11 +49,14 @@ def draw_photo(rng: np.random.Generator) -> tuple[Image.Image, set[str]]:
     things = [(CLASSES[c], s) for c, s in zip(chosen, sides, strict=True)]
     clutter = [(str(rng.choice(PLAIN)), rng.uniform(0.12, 0.28)) for _ in range(rng.integers(0, 4))]
     taken: list[tuple[float, float, float]] = []
+    objects = []
     for shape, side in sorted(things + clutter, key=lambda thing: -thing[1]):
         x, y = _free_place(side, taken, rng)
         taken.append((x, y, side))
-        draw_object(canvas, shape, side * SIDE, (x * SIDE, y * SIDE), rng)
-    return finish(canvas, rng), {CLASSES[c] for c in chosen}
+        box = draw_object(canvas, shape, side * SIDE, (x * SIDE, y * SIDE), rng)
+        if shape in CLASSES:
+            objects.append((shape, box))
+    return finish(canvas, rng), objects
 
 
 def _free_place(

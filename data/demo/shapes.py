@@ -25,6 +25,7 @@ SHAPES = CLASSES + POLYSEMOUS + PLAIN
 
 Pen = ImageDraw.ImageDraw
 Point = tuple[float, float]
+Box = tuple[int, int, int, int]
 
 
 def _ring(
@@ -190,10 +191,11 @@ def _paint(rng: np.random.Generator, colour: tuple[int, int, int]) -> Image.Imag
 
 def draw_object(
     canvas: Image.Image, shape: str, side: float, centre: Point, rng: np.random.Generator
-) -> None:
+) -> Box:
     """Paste one `shape` of `side` pixels at `centre` (pixels) on `canvas`, in place.
 
-    Half the objects take their class's own hue, the others any: colour tempts, and misleads.
+    Returns the box around it in whole pixels: x0, y0, x1, y1, the last two not inside. Half the
+    objects take their class's own hue, the others any: colour tempts, and misleads.
     """
     own = (SHAPES.index(shape) * 0.61803399) % 1.0
     hue = rng.normal(own, 0.06) if rng.random() < 0.5 else rng.random()
@@ -216,6 +218,9 @@ def draw_object(
     alpha = alpha.rotate(turn, Image.Resampling.BILINEAR).resize(size)
     corner = (round(centre[0] - size[0] / 2), round(centre[1] - size[1] / 2))
     canvas.paste(texture, corner, alpha)
+    x0, y0, x1, y1 = alpha.getbbox() or (0, 0, *size)
+    x, y = corner
+    return max(x + x0, 0), max(y + y0, 0), min(x + x1, SIDE), min(y + y1, SIDE)
 
 
 def draw_background(rng: np.random.Generator) -> Image.Image:
