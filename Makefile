@@ -30,7 +30,7 @@ table1: $(VENV)/installed .dvc/config.local
 	python -m experiments.table1
 
 table2: $(VENV)/installed .dvc/config.local
-	python -m experiments.table2
+	python -m experiments.ablate table2
 
 bench: $(VENV)/installed .dvc/config.local
 	python -m bench

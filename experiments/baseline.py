@@ -10,7 +10,6 @@ pipeline but `evaluate`, the ground truth: methods that are given labels need it
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +29,7 @@ from experiments.observed import (
     some_known,
     with_unlikely,
 )
+from experiments.results import aligned, write_result
 from experiments.settings import Baseline, read_settings
 from stages import machine
 from stages.artifacts import (
@@ -59,7 +59,6 @@ from stages.params import Params
 from stages.progress import say
 from stages.training import Objective, Recipe, State, train_epochs
 
-RESULTS = Path("results/table1")
 POSITIVE = 0.5  # a label at least this large counts as positive for the training's mAP
 
 
@@ -85,7 +84,7 @@ def run(name: str, params: Params, job: Job) -> None:
     result, _ = train_and_judge(job, params, rows, held_out, truth, objective, boost, digest)
     result |= {"knows": method.knows}
     result |= {"observed_per_image": round(float((observed != 0).sum(axis=1).mean()), 3)}
-    write_result(job, name, result)
+    write_result(job, name, {"method": name} | result)
 
 
 def train_and_judge(
@@ -134,18 +133,6 @@ def train_and_judge(
     }
     say(f"{job.stage}: mAP {result['mAP']}")
     return result, state
-
-
-def write_result(job: Job, name: str, result: dict[str, Any]) -> None:
-    """Write `results/table1/NAME.json`."""
-    path = job.staging / RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"method": name} | result, indent=2) + "\n")
-
-
-def aligned(table: pd.DataFrame, rows: pd.DataFrame) -> Floats:
-    """What a label table has for the index's `rows`: (images, classes); NaN for what it has not."""
-    return table.set_index("image_id").reindex(rows["image_id"]).to_numpy(np.float32)
 
 
 def observe(

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.baseline import aligned, train_and_judge, write_result
+from experiments.baseline import train_and_judge
 from experiments.objectives import aggregated, aligned_labels, bernoulli_divergence
+from experiments.results import aligned, write_result
 from experiments.settings import Cdul, read_settings
 from stages.artifacts import (
     CAM_BOXES,
@@ -70,7 +71,7 @@ def run(params: Params, job: Job) -> None:
     result, state = train_and_judge(job, params, rows, held_out, truth, objective, 1.0, digest)
     quality = state.kept["quality"].tolist()
     result |= {"knows": "clip", "label_mAP": [round(100 * value, 2) for value in quality]}
-    write_result(job, "cdul", result)
+    write_result(job, "cdul", {"method": "cdul"} | result)
 
 
 def initial_labels(whole: Floats, tiles: Floats, settings: Cdul) -> Floats:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import typer
 from ruamel.yaml import YAML
 
 CLONE = Path(".ccd/experiments")
@@ -43,6 +44,14 @@ def reproduce(seed: int, changes: dict[str, Any], *targets: str) -> Path:
             "finished is kept: the same command goes on from there."
         )
     return CLONE
+
+
+def seed_list(text: str) -> list[int]:
+    """The seeds of a command line: numbers by comma."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: numbers by comma", param_hint="--seeds") from None
 
 
 def show_experiments(root: Path) -> None:

@@ -79,6 +79,28 @@ class Role(Objective):
         return o.role(logits, self.kept["table"][rows], self.labels[rows], self.expected)
 
 
+class Game(Objective):
+    """G2NetPL, approximately: the unobserved labels are a player of their own.
+
+    They begin at the expected share of positives. How the network's trust in them grows over the
+    epochs is not published: here from a half towards 1.
+    """
+
+    def __init__(self, observed: Tensor, expected: float) -> None:
+        super().__init__(observed)
+        prior = min(expected / observed.shape[1], 1.0)
+        self.kept["labels"] = torch.full(observed.shape, prior)
+
+    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+        """As far as it is published, in `experiments.objectives`."""
+        trust = epoch / (epoch + 1)
+        return o.game(logits, self.kept["labels"][rows], self.labels[rows], trust)
+
+    def after(self, predicted: Tensor, epoch: int) -> None:
+        """The labels' turn."""
+        self.kept["labels"] = o.played_labels(self.kept["labels"], predicted.sigmoid())
+
+
 Build = Callable[[Tensor, Baseline, int], Objective]  # from what is observed, settings and seed
 
 
@@ -125,6 +147,10 @@ def _role(observed: Tensor, settings: Baseline, seed: int) -> Objective:
     return Role(observed, settings.expected, seed)
 
 
+def _game(observed: Tensor, settings: Baseline, seed: int) -> Objective:
+    return Game(observed, settings.expected)
+
+
 REJECT, CORRECT = _large(0.005, correct=False), _large(0.002, correct=True)
 CORRECT_FOR_GOOD = _large(0.001, correct=True, keep=True)
 
@@ -139,6 +165,7 @@ METHODS: dict[str, Method] = {
     "wan": Method("WAN", "one", _simple(o.weak_assume_negative)),
     "em": Method("EM", "one", _simple(o.entropy_maximisation)),
     "role": Method("ROLE", "one", _role),
+    "g2netpl": Method("G2NetPL, approximate", "one", _game, (89.5, 89.9, 72.5, 48.5)),
     "ll_r": Method("LL-R", "one", REJECT, (89.7, 90.6, 72.6, 47.4)),
     "ll_ct": Method("LL-Ct", "one", CORRECT),
     "ll_cp": Method("LL-Cp", "one", CORRECT_FOR_GOOD),

@@ -177,3 +177,25 @@ def aligned_labels(labels: Tensor, p: Tensor, width: float = 1.0, least: float =
     bell = torch.exp(-((labels - 0.5) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
     slope = torch.logit(labels) - torch.logit(p)
     return (torch.logit(labels) - bell * slope).sigmoid()
+
+
+def game(logits: Tensor, labels: Tensor, observed: Tensor, weight: float) -> Tensor:
+    """G2NetPL's network player (Abdelfattah et al. 2022), as far as it is known.
+
+    Known labels, and for the others the soft pseudo-labels `labels`, each as much as it is decided,
+    times `weight`, which grows with the epochs.
+    """
+    known = (observed != 0).to(logits)
+    share = known + (1 - known) * weight * (2 * labels - 1).abs()
+    targets = known * present(observed, logits) + (1 - known) * labels
+    return (share * cross_entropy(logits, targets)).mean()
+
+
+def played_labels(labels: Tensor, p: Tensor, rate: float = 0.25, hold: float = 4.0) -> Tensor:
+    """G2NetPL's pseudo-label player: a step of soft labels towards 0 or 1.
+
+    It descends y (1 - y) + hold / 2 (y - p) ** 2, which ends at 0 or 1 unless the prediction `p`
+    holds it back. Rate and hold are unpublished; these are this project's own.
+    """
+    slope = (1 - 2 * labels) + hold * (labels - p)
+    return (labels - rate * slope).clamp(0, 1)

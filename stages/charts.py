@@ -27,7 +27,7 @@ def ladder(rungs: pd.DataFrame) -> str:
     labels = base.mark_text(align="left", dx=4, color=INK).encode(
         text=alt.Text("mAP:Q", format=".1f")
     )
-    return _svg((base.mark_bar(height=16).encode(color=colour) + labels).properties(width=420))
+    return svg((base.mark_bar(height=16).encode(color=colour) + labels).properties(width=420))
 
 
 def bias(table: pd.DataFrame) -> str:
@@ -41,7 +41,7 @@ def bias(table: pd.DataFrame) -> str:
     text = base.mark_text(dy=-6, color=INK, fontSize=9).encode(
         text=alt.Text("bias:Q", format=".2f")
     )
-    return _svg((bars + mean + text).properties(width=560, height=200))
+    return svg((bars + mean + text).properties(width=560, height=200))
 
 
 def label_counts(table: pd.DataFrame, order: list[str]) -> str:
@@ -59,7 +59,7 @@ def label_counts(table: pd.DataFrame, order: list[str]) -> str:
             ),
         )
     )
-    return _svg(chart.properties(width=620, height=200))
+    return svg(chart.properties(width=620, height=200))
 
 
 def label_values(table: pd.DataFrame, order: list[str]) -> str:
@@ -78,7 +78,7 @@ def label_values(table: pd.DataFrame, order: list[str]) -> str:
             ),
         )
     )
-    return _svg(chart.properties(width=170, height=130))
+    return svg(chart.properties(width=170, height=130))
 
 
 def training(history: pd.DataFrame) -> str:
@@ -117,7 +117,7 @@ def training(history: pd.DataFrame) -> str:
         .transform_calculate(end="datum.last + 0.5")
     )
     panels = [(part + stop + update).properties(width=300, height=200) for part in (left, right)]
-    return _svg(alt.hconcat(*panels))
+    return svg(alt.hconcat(*panels))
 
 
 def per_class(table: pd.DataFrame, order: list[str]) -> str:
@@ -133,7 +133,7 @@ def per_class(table: pd.DataFrame, order: list[str]) -> str:
             "scorer:N", sort=order, scale=alt.Scale(domain=order, range=colours), title=None
         )
     )
-    return _svg((span + dots).properties(width=460, height={"step": 20}))
+    return svg((span + dots).properties(width=460, height={"step": 20}))
 
 
 def precision_recall(curves: pd.DataFrame, order: list[str]) -> str:
@@ -153,10 +153,11 @@ def precision_recall(curves: pd.DataFrame, order: list[str]) -> str:
             order="recall:Q",
         )
     )
-    return _svg(chart.properties(width=300, height=220))
+    return svg(chart.properties(width=300, height=220))
 
 
-def _svg(chart: Any) -> str:
+def svg(chart: Any) -> str:
+    """A chart as SVG text, in the report's style."""
     styled = chart.configure(
         font="system-ui, sans-serif",
         background="transparent",

@@ -7,20 +7,25 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import typer
 from ruamel.yaml import YAML
 
+from experiments import ablate, table1, training_free
+from experiments.ablations import ABLATIONS
 from experiments.cdul import Aligned
-from experiments.clone import show_experiments
+from experiments.clone import seed_list, show_experiments
 from experiments.methods import METHODS
 from experiments.settings import Baseline, Cdul
 from experiments.table1 import CCD, LEVELS, summary
 from stages.method.average_precision import mean_average_precision
+from stages.params import Params, parse_params, read_yaml
 from tests.conftest import MINI_CLASSES, Project, edit_params
 from tests.declarations import ROOT, import_closure
 
@@ -105,6 +110,110 @@ def test_an_unjudged_label_teaches_a_fully_supervised_method_nothing(method: str
     logits = torch.zeros(2, 3, requires_grad=True)
     METHODS[method].objective(observed, settings, 0).loss(logits, [0, 1], 1).backward()
     assert ((logits.grad != 0) == (observed != 0)).all()
+
+
+def test_without_training_whole_images_and_tiles_are_scored(comparing: Project):
+    comparing.run("python", "-m", "experiments.training_free")
+    found = json.loads((comparing / "results/table1/training_free.json").read_text())
+    metrics = json.loads((comparing / "results/metrics.json").read_text())
+    assert found["softmax"] == metrics["teacher_mAP"]
+    assert set(found) == set(table1.TRAINING_FREE)
+    assert found["tiles_softmax"] != found["softmax"]
+
+
+def test_tiles_count_by_the_best_of_them():
+    rng = np.random.default_rng(0)
+    unit = [v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (
+        rng.normal(size=(4, 6)), rng.normal(size=(4, 9, 6)), rng.normal(size=(3, 6))
+    )]  # fmt: skip
+    found = training_free.scorers(*unit, temperature=0.5)
+    whole, tiles, text = unit
+    for i in range(4):
+        for c in range(3):
+            best = max(tiles[i, j] @ text[c] for j in range(9))
+            assert found["tiles_cosine"][i, c] == pytest.approx((whole[i] @ text[c] + best) / 2)
+            p = [np.exp(v @ text.T / 0.5) / np.exp(v @ text.T / 0.5).sum() for v in tiles[i]]
+            own = np.exp(whole[i] @ text.T / 0.5) / np.exp(whole[i] @ text.T / 0.5).sum()
+            wanted = (own[c] + max(q[c] for q in p)) / 2
+            assert found["tiles_softmax"][i, c] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_row_of_an_ablation_is_a_valid_set_of_parameters(name: str):
+    for changes in ABLATIONS[name].rows.values():
+        assert changed(changes)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "official", "recommended"])
+def test_a_recipe_of_table_1_changes_what_recipes_differ_in(recipe: str):
+    params = changed(table1.recipes()[recipe])
+    assert params.student.arch == "teacher_tower"
+    assert params.teacher.normalisation == ("imagenet" if recipe == "official" else "own")
+    assert (params.fuse_labels.no_view == "zeros") == (recipe == "official")
+
+
+def changed(changes: dict[str, Any]) -> Params:
+    content = read_yaml(ROOT / "params.yaml")
+    for key, value in changes.items():
+        section, name = key.split(".")
+        assert name in content[section]
+        content[section][name] = value
+    return parse_params(content)
+
+
+@pytest.fixture
+def few_runs(tmp_path, monkeypatch) -> list[tuple[int, dict[str, Any]]]:
+    """An ablation's runs, as they were asked for; each ends in figures that tell it apart."""
+    runs: list[tuple[int, dict[str, Any]]] = []
+
+    def reproduce(seed: int, changes: dict[str, Any], *targets: str) -> Path:
+        runs.append((seed, changes))
+        results = tmp_path / "clone/results"
+        results.mkdir(parents=True, exist_ok=True)
+        figures = dict.fromkeys(("teacher_mAP", "warmup_mAP"), 50.0) | {
+            "mAP": 60.0 + len(runs),
+            "label_mAP": {"initial": 51.0, "local": 52.0, "pseudo": 53.0},
+            "diagnostics": {"views_per_image": 5.0},
+        }
+        (results / "metrics.json").write_text(json.dumps(figures))
+        classes = pd.DataFrame({"class": ["cup", "key"], "bias": [0.9, 0.5]})
+        classes["teacher_AP"] = classes["student_AP"] = 70.0 + len(runs)
+        classes.to_csv(results / "per_class.csv", index=False)
+        return tmp_path / "clone"
+
+    monkeypatch.setattr(ablate, "prepare", lambda: None)
+    monkeypatch.setattr(ablate, "reproduce", reproduce)
+    monkeypatch.setattr(ablate, "RESULTS", tmp_path)
+    return runs
+
+
+@pytest.mark.parametrize("name", ["table2", "figure6b"])
+def test_an_ablation_is_a_line_a_row_and_seed_and_a_chart(name: str, few_runs, tmp_path, capsys):
+    ablate.main(name, "4,7")
+    rows = ABLATIONS[name].rows
+    assert few_runs == [(seed, changes) for seed in (4, 7) for changes in rows.values()]
+    lines = pd.read_csv(tmp_path / f"{name}.csv", dtype={"row": str})
+    assert lines[["row", "seed"]].to_numpy().tolist() == [[r, s] for s in (4, 7) for r in rows]
+    assert lines["mAP"].tolist() == [60.0 + n for n in range(1, 2 * len(rows) + 1)]
+    assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+    said = capsys.readouterr().out
+    assert f"{61 + len(rows) / 2:.1f}" in said  # the first row's mean
+
+
+def test_classes_are_compared_from_the_most_biased_on(few_runs, tmp_path, capsys):
+    ablate.main("tables3to5", "0")
+    table = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split() for line in table] == [
+        ["key", "0.5", "71.0", "72.0", "1.0"],
+        ["cup", "0.9", "71.0", "72.0", "1.0"],
+    ]
+    assert (tmp_path / "tables3to5.svg").read_text().startswith("<svg")
+
+
+def test_seeds_are_numbers_by_comma():
+    assert seed_list("0,12") == [0, 12]
+    with pytest.raises(typer.BadParameter, match="numbers by comma"):
+        seed_list("three")
 
 
 def test_a_misspelt_setting_is_named(comparing: Project):

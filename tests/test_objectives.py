@@ -93,6 +93,22 @@ def soft(observed: Tensor) -> Tensor:
     return 0.5 + 0.3 * observed.double()
 
 
+def soft_labels() -> Tensor:
+    return torch.rand(5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def literal_game(logits: Tensor, observed: Tensor) -> Tensor:
+    labels, total = soft_labels(), 0 * logits.sum()
+    for i in range(5):
+        for c in range(4):
+            y = labels[i, c]
+            if observed[i, c] != 0:
+                total = total + bce(logits[i, c], float(observed[i, c] > 0))
+            else:
+                total = total + 0.7 * abs(2 * y - 1) * bce(logits[i, c], float(y))
+    return total / 20
+
+
 OBJECTIVES = {
     "BCE": (
         lambda x, known: o.cross_entropy(x, o.present(known, x)).mean(),
@@ -111,6 +127,7 @@ OBJECTIVES = {
     "EM": (o.entropy_maximisation, lambda x, known: pairs(x, literal_em, known)),
     "LL-R": (lambda x, known: o.large_loss_rejection(x, known, 3), literal_large(flip=False)),
     "LL-Ct": (lambda x, known: o.large_loss_correction(x, known, 3), literal_large(flip=True)),
+    "G2NetPL": (lambda x, known: o.game(x, soft_labels().to(x), known, 0.7), literal_game),
     "CDUL": (lambda x, known: o.bernoulli_divergence(soft(known), x), literal_divergence),
 }
 
@@ -205,6 +222,21 @@ def test_a_label_step_descends_the_divergence_from_the_predictions():
     assert ((moved - labels) * (p - labels) > 0).all()
     certain = torch.tensor([0.0, 1.0])
     assert torch.isfinite(o.aligned_labels(certain, 1 - certain)).all()
+
+
+def test_a_played_label_descends_indecision_and_distance_from_the_prediction():
+    rng = torch.Generator().manual_seed(0)
+    labels, p = torch.rand(2, 6, 5, generator=rng, dtype=torch.float64)
+    y = labels.clone().requires_grad_()
+    (y * (1 - y) + 4 / 2 * (y - p) ** 2).sum().backward()
+    assert torch.allclose(o.played_labels(labels, p), (labels - 0.25 * y.grad).clamp(0, 1))
+
+
+def test_played_labels_end_at_absent_or_present_as_the_prediction_says():
+    labels, p = torch.full((3,), 0.5), torch.tensor([0.1, 0.24, 0.8])
+    for _ in range(50):
+        labels = o.played_labels(labels, p)
+    assert labels.tolist() == [0, 0, 1]
 
 
 def test_what_is_likely_present_counts_in_that_proportion():

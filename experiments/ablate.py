@@ -1,0 +1,110 @@
+"""One of the paper's ablations, over several seeds: a table, and a chart of it.
+
+    python -m experiments.ablate table2 --seeds 0,1,2
+
+writes `results/table2.csv`, a line a row and seed, and `results/table2.svg`. What rows have in
+common runs once; an interrupted ablation goes on where it was. `experiments/ablations.py` has what
+each of them changes.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from experiments.ablations import ABLATIONS, AROUND, EXACT, Ablation
+from experiments.charts import bars, curve, dumbbells
+from experiments.clone import prepare, reproduce, seed_list
+
+RESULTS = Path("results")
+OBJECTS = "data/demo/objects.csv"
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(ABLATIONS)}.")],
+    seeds: Annotated[str, typer.Option(help="By comma.")] = "0,1,2",
+    objects: Annotated[
+        str, typer.Option(help="For figure3: the objects' boxes, or '' for VOC's or COCO's own.")
+    ] = OBJECTS,
+) -> None:
+    """Measure every row with every seed."""
+    if name not in ABLATIONS:
+        raise typer.BadParameter(f"{name}: one of {', '.join(ABLATIONS)}")
+    ablation, numbers = ABLATIONS[name], seed_list(seeds)
+    prepare()
+    parts: list[pd.DataFrame] = []
+    for seed in numbers:
+        if ablation.boxes:
+            write_boxes(seed, objects)
+        for row, changes in ablation.rows.items():
+            print(f"{name}: seed {seed}, {row}", flush=True)
+            done = reproduce(seed, changes, "evaluate")
+            part = of_classes(done) if ablation.per_class else of_run(done)
+            part.insert(0, "seed", seed)
+            part.insert(0, "row", row)
+            parts.append(part)
+            lines = pd.concat(parts, ignore_index=True)
+            lines.to_csv(RESULTS / f"{name}.csv", index=False, lineterminator="\n")
+    (RESULTS / f"{name}.svg").write_text(drawn(lines, ablation))
+    print(summary(lines, ablation).to_string())
+
+
+def write_boxes(seed: int, objects: str) -> None:
+    """Views of the true boxes, in the clone, for the photographs of this seed."""
+    done = reproduce(seed, {}, "index")
+    for kind, output in (("around", AROUND), ("exact", EXACT)):
+        command = [sys.executable, "-m", "experiments.object_boxes", kind, output]
+        given = ["--objects", objects] if objects else []
+        if subprocess.run([*command, *given], cwd=done, check=False).returncode:
+            raise SystemExit("there are no boxes to look at: object_boxes says why above")
+
+
+def of_run(done: Path) -> pd.DataFrame:
+    """A line: how good the student is, the teacher, and every label, in percent."""
+    metrics = json.loads((done / "results/metrics.json").read_text())
+    line = {key: metrics[key] for key in ("teacher_mAP", "warmup_mAP", "mAP")}
+    labels = {f"{name}_label_mAP": value for name, value in metrics["label_mAP"].items()}
+    views = {"views_per_image": metrics["diagnostics"]["views_per_image"]}
+    return pd.DataFrame([line | labels | views])
+
+
+def of_classes(done: Path) -> pd.DataFrame:
+    """A line a class: its bias, and its average precision by the teacher and the student."""
+    columns = ["class", "bias", "teacher_AP", "student_AP"]
+    return pd.read_csv(done / "results/per_class.csv")[columns]
+
+
+def summary(lines: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
+    """Means and deviations over the seeds, and what was published; classes by their bias."""
+    if ablation.per_class:
+        lines = lines.rename(columns={"student_AP": "AP"})
+        table = lines.pivot_table(index="class", columns="row", values="AP", sort=False)
+        table.insert(0, "bias", lines.groupby("class")["bias"].mean())
+        first, second = ablation.rows
+        table["gain"] = table[second] - table[first]
+        return table.sort_values("bias").round(2)
+    of_row = lines.groupby("row", sort=False)["mAP"]
+    seeds = lines.pivot_table(index="row", columns="seed", values="mAP", sort=False)
+    table = seeds.assign(mean=of_row.mean(), sd=of_row.std()).round(2)
+    if ablation.published:
+        table["published, VOC12"] = pd.Series(ablation.published)
+    return table
+
+
+def drawn(lines: pd.DataFrame, ablation: Ablation) -> str:
+    """The chart that fits."""
+    if ablation.per_class:
+        return dumbbells(lines, list(ablation.rows))
+    if ablation.axis:
+        return curve(lines, ablation.axis)
+    return bars(lines, list(ablation.rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
