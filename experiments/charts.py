@@ -52,3 +52,17 @@ def dumbbells(lines: pd.DataFrame, order: list[str]) -> str:
         )
     )
     return svg((span + dots).properties(width=420, height={"step": 20}))
+
+
+def togetherness(pairs: pd.DataFrame) -> str:
+    """A dot a pair of classes: how often seen `together`, how similar their maps, in `images`."""
+    chart = (
+        alt.Chart(pairs)
+        .mark_circle(color=FUSED, opacity=0.8)
+        .encode(
+            x=alt.X("together:Q", title="share of images with one that have both"),
+            y=alt.Y("similarity:Q", title="mean correlation of their maps"),
+            size=alt.Size("images:Q", title="images with both maps"),
+        )
+    )
+    return svg(chart.properties(width=380, height=240))

@@ -182,7 +182,7 @@ def label_charts(
             "text": "How the positives are spread over the classes (the paper's Figure 10), and "
             "how often each label value occurs.",
             "svgs": [
-                charts.label_counts(_shares(counted, classes), list(counted)),
+                charts.label_counts(positive_shares(counted, classes), list(counted)),
                 charts.label_values(_histogram(values), list(values)),
             ],
         },
@@ -201,7 +201,8 @@ def label_charts(
     return shown
 
 
-def _shares(counted: dict[str, Any], classes: list[str]) -> pd.DataFrame:
+def positive_shares(counted: dict[str, Any], classes: list[str]) -> pd.DataFrame:
+    """How the positives (images, classes) of each source are spread over the classes."""
     parts = []
     for source, positive in counted.items():
         count = positive.sum(axis=0)
@@ -289,7 +290,7 @@ def _card(
             {
                 "class": view["class"],
                 "on": view["class"] in on,
-                "photo": _picture(_heated(image, maps[position]) if maps.shape[0] else image),
+                "photo": _picture(heated(image, maps[position]) if maps.shape[0] else image),
                 "left": round(100 * view["x0"] / image.width, 2),
                 "top": round(100 * view["y0"] / image.height, 2),
                 "width": round(100 * (view["x1"] - view["x0"]) / image.width, 2),
@@ -325,7 +326,7 @@ def _card(
     }
 
 
-def _heated(image: Image.Image, unit_map: Floats) -> Image.Image:
+def heated(image: Image.Image, unit_map: Floats) -> Image.Image:
     """The image with a map laid over it, from blue (0) to yellow (1)."""
     heat = Image.fromarray(unit_map.astype(np.float32)).resize(
         image.size, Image.Resampling.BILINEAR

@@ -15,12 +15,14 @@ import pandas as pd
 import pytest
 import torch
 import typer
+from PIL import Image
 from ruamel.yaml import YAML
 
 from experiments import ablate, table1, training_free
 from experiments.ablations import ABLATIONS
 from experiments.cdul import Aligned
 from experiments.clone import seed_list, show_experiments
+from experiments.figures import alike
 from experiments.methods import METHODS
 from experiments.settings import Baseline, Cdul
 from experiments.table1 import CCD, LEVELS, summary
@@ -208,6 +210,43 @@ def test_classes_are_compared_from_the_most_biased_on(few_runs, tmp_path, capsys
         ["cup", "0.9", "71.0", "72.0", "1.0"],
     ]
     assert (tmp_path / "tables3to5.svg").read_text().startswith("<svg")
+
+
+def test_figures_are_drawn_from_what_the_pipeline_left(comparing: Project):
+    comparing.run("python", "-m", "experiments.figures")
+    results = comparing / "results"
+    for name in ("figure2d", "figure10", "figure8"):
+        assert (results / f"{name}.svg").read_text().startswith("<svg")
+    shares = pd.read_csv(results / "figure10.csv")
+    assert shares.groupby("source")["share"].sum().to_numpy() == pytest.approx(1)
+    truth = pd.read_csv(comparing / "truth.csv").set_index("image_id")
+    boxes = pd.read_parquet(comparing / "data/cam_boxes.parquet")
+    for line in pd.read_csv(results / "figure11.csv").to_dict("records"):
+        asked = boxes.loc[boxes["image_id"] == line["image_id"], "class"]
+        assert line["right"] == pytest.approx(truth.loc[line["image_id"], asked].mean(), abs=1e-4)
+    assert Image.open(results / "figure11.jpg").height == 3 * 166
+
+
+def test_figures_of_maps_need_maps(comparing: Project):
+    comparing.set(cam_boxes__views="grid", cam_boxes__mean_views=4.0)
+    comparing.repro("fuse_labels")
+    done = comparing.run("python", "-m", "experiments.figures", check=False)
+    assert done.returncode == 1
+    assert "cam_boxes.views" in done.stderr
+    assert (comparing / "results/figure10.csv").exists()
+
+
+def test_maps_of_two_classes_are_as_alike_as_their_correlation():
+    rng = np.random.default_rng(0)
+    image, of_class = np.repeat(np.arange(12), 2), np.tile([0, 2], 12)
+    maps = rng.random((24, 3, 4))
+    known = rng.random((12, 3)) < 0.6
+    [found] = alike(image, of_class, maps, known).to_dict("records")
+    pairs = [np.corrcoef(maps[2 * i].ravel(), maps[2 * i + 1].ravel())[0, 1] for i in range(12)]
+    assert found["similarity"] == pytest.approx(np.mean(pairs), abs=1e-4)
+    both, either = (known[:, 0] & known[:, 2]).sum(), (known[:, 0] | known[:, 2]).sum()
+    assert found["together"] == pytest.approx(both / either, abs=1e-4)
+    assert (found["one"], found["other"], found["images"]) == (0, 2, 12)
 
 
 def test_seeds_are_numbers_by_comma():
