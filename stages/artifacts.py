@@ -73,8 +73,15 @@ INDEX = Table(
 GROUND_TRUTH = Table(Path("data/ground_truth.parquet"), "ccd.ground_truth/1", ID, per_class=True)
 BIAS = Table(
     Path("data/bias.parquet"),
-    "ccd.bias/1",
-    {"class": "string", "bias": "float32", "count": "int64", "measured": "bool"},
+    "ccd.bias/2",
+    # similarity: the class's mean cosine over the training images
+    {
+        "class": "string",
+        "bias": "float32",
+        "count": "int64",
+        "measured": "bool",
+        "similarity": "float32",
+    },
 )
 GLOBAL_SCORES = Table(Path("data/global_scores.parquet"), "ccd.scores/1", ID, per_class=True)
 INITIAL_LABELS = Table(Path("data/initial_labels.parquet"), "ccd.labels/1", ID, per_class=True)

@@ -8,7 +8,7 @@ every usable image, raw), `data/bias.parquet` and `data/initial_labels.parquet` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -29,9 +29,9 @@ from stages.artifacts import (
 )
 from stages.errors import UserError
 from stages.job import Job, main
-from stages.method.debias import class_bias, debias, entropy_limit_in_nats, label_floor
-from stages.method.similarity import PROBABILITIES
-from stages.method.types import Booleans, Floats
+from stages.labelling import Labeller
+from stages.method.debias import class_bias, entropy_limit_in_nats
+from stages.method.types import Floats
 from stages.params import Params
 
 
@@ -45,40 +45,53 @@ def run(params: Params, job: Job) -> None:
             "data/global_clip.zarr and data/class_text.zarr are of two teachers: run `dvc repro`"
         )
     classes = of_texts["classes"]
-    learned = params.labels.temperature == "learned"
-    temperature = of_texts["temperature"] if learned else float(params.labels.temperature)
-    text = texts["embedding"][...]
-    similarity = PROBABILITIES[params.labels.precision]
+    labeller = Labeller(params.labels, texts["embedding"], of_texts["temperature"])
 
-    def scores() -> Iterator[tuple[pd.DataFrame, Floats]]:
-        """Rows of usable images and CLIP's probabilities for them, a part at a time."""
+    def seen(
+        what: Callable[[Floats], Floats], split: str | None = None
+    ) -> Iterator[tuple[pd.DataFrame, Floats]]:
+        """The ids of usable images, of one split or of all, and `what` of their embeddings.
+
+        A part at a time.
+        """
         for part in parts_of(len(index)):
             rows = index.iloc[part]
-            ok = (rows["status"] == "ok").to_numpy()
-            yield rows[ok], similarity(images["embedding"][part][ok], text, temperature)
+            wanted = (rows["status"] == "ok") & ((rows["split"] == split) | (split is None))
+            yield rows.loc[wanted, ["image_id"]], what(images["embedding"][part][wanted.to_numpy()])
 
+    similarity = mean_of(values for _, values in seen(labeller.similarities, "train"))
+    if params.labels.centre == "class_mean":
+        labeller.centre = similarity
     limit = entropy_limit_in_nats(params.bias.entropy_limit, params.bias.entropy_unit, len(classes))
-    measured = class_bias((p[_train(rows)] for rows, p in scores()), limit, params.bias.min_count)
-    floor = label_floor(params.labels.floor, len(classes))
+    parts = (p for _, p in seen(labeller.centred, "train"))
+    measured = class_bias(parts, limit, params.bias.min_count)
+    if params.bias.debias:
+        labeller.bias = measured.bias
+    labeller.settle(scores for _, scores in seen(labeller.scores, "train"))
 
-    def initial(p: Floats) -> Floats:
-        return np.clip(debias(p, measured.bias, floor), 0, 1) if params.bias.debias else p
+    def initial(embeddings: Floats) -> Floats:
+        labels = np.clip(labeller.labels(labeller.scores(embeddings)), 0, 1)
+        return np.where(labeller.shown(embeddings)[:, None], labels, np.float32(0))
 
+    temperature = labeller.temperature
     provenance = {"index": digest, "teacher": of_images["teacher"], "temperature": temperature}
     table = pd.DataFrame({"class": classes, "bias": measured.bias, "count": measured.images})
     table["measured"] = measured.images >= params.bias.min_count
+    table["similarity"] = similarity
     write_table(BIAS, table, provenance, job.staging)
-    raw = (class_table(rows[["image_id"]], p, classes) for rows, p in scores())
-    write_table(GLOBAL_SCORES, raw, provenance, job.staging)
-    labels = (
-        class_table(rows.loc[_train(rows), ["image_id"]], initial(p[_train(rows)]), classes)
-        for rows, p in scores()
-    )
-    write_table(INITIAL_LABELS, labels, provenance, job.staging)
+    for of, what, split in (
+        (GLOBAL_SCORES, labeller.probabilities, None),
+        (INITIAL_LABELS, initial, "train"),
+    ):
+        tables = (class_table(ids, values, classes) for ids, values in seen(what, split))
+        write_table(of, tables, provenance, job.staging)
 
 
-def _train(rows: pd.DataFrame) -> Booleans:
-    return (rows["split"] == "train").to_numpy()
+def mean_of(parts: Iterable[Floats]) -> Floats:
+    """The mean row of rows that come in parts; zeros if there are none."""
+    totals, counts = zip(*((part.sum(axis=0), len(part)) for part in parts), strict=True)
+    mean: Floats = np.sum(totals, axis=0) / max(sum(counts), 1)
+    return mean
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from stages import machine
 from stages.artifacts import (
@@ -55,6 +56,7 @@ from stages.models.student import (
     Student,
     activation_maps,
     fitting_batch,
+    layer_cam,
     load_student,
     logits_of,
 )
@@ -96,22 +98,52 @@ def run(params: Params, job: Job) -> None:
 def look(job: Job, student: Student, note: Note, rows: pd.DataFrame, settings: CamBoxes) -> Blocks:
     """The student's maps of all classes, and its scores, of every image."""
     device, size = machine.device(), settings.input_size
-    batch = fitting_batch(student, note, size, device)
+    batch = fitting_batch(student, note, max(map(settings.side, settings.scales)), device)
+    plain = (settings.map, settings.scales, settings.mirror) == ("cam", (1.0,), False)
 
     def maps(blocks: list[range]) -> Iterator[Arrays]:
         views = global_views(
             rows, size, (part for block in blocks for part in batches_of(block, batch))
         )
         for block in blocks:
-            parts = [
-                activation_maps(student, note, next(views), device)
-                for _ in batches_of(block, batch)
-            ]
-            found = torch.cat(parts)
-            scores = logits_of(found).sigmoid()
-            yield {"maps": found.cpu().numpy(), "scores": scores.cpu().numpy()}
+            found, logits = [], []
+            for _ in batches_of(block, batch):
+                some = machine.move(next(views), device)
+                own = activation_maps(student, note, some, device)
+                logits.append(logits_of(own))
+                found.append(own if plain else better_maps(student, note, some, own, settings))
+            scores = torch.cat(logits).sigmoid()
+            yield {"maps": torch.cat(found).cpu().numpy(), "scores": scores.cpu().numpy()}
 
     return in_blocks(job, len(rows), machine.block(device), "images", maps)
+
+
+def better_maps(
+    student: Student, note: Note, views: Tensor, own: Tensor, settings: CamBoxes
+) -> Tensor:
+    """Maps (n, classes, h, w) of uint8 views, the mean over `scales` and, if asked, mirroring.
+
+    views: on the student's device; own: their class activation maps as they are, to whose cells the
+    maps of other sizes are resized.
+    """
+    looking = {"cam": activation_maps, "layercam": layer_cam}[settings.map]
+    device, cells = str(views.device), own.shape[-2:]
+    found = []
+    for scale in settings.scales:
+        side, resized = settings.side(scale), views
+        if scale != 1:
+            resized = F.interpolate(views.float(), (side, side), mode="bilinear", antialias=True)
+        for mirrored in (False, True) if settings.mirror else (False,):
+            if (settings.map, scale, mirrored) == ("cam", 1, False):
+                maps = own
+            elif mirrored:
+                maps = looking(student, note, resized.flip(-1), device).flip(-1)
+            else:
+                maps = looking(student, note, resized, device)
+            if maps.shape[-2:] != cells:
+                maps = F.interpolate(maps, size=cells, mode="bilinear", antialias=True)
+            found.append(maps)
+    return torch.stack(found).mean(dim=0)
 
 
 def choose(

@@ -36,10 +36,9 @@ from stages.artifacts import (
 )
 from stages.errors import UserError
 from stages.job import Job, main
-from stages.method.debias import debias, label_floor
+from stages.labelling import Labeller
 from stages.method.fusion import fuse, pool_views
-from stages.method.similarity import PROBABILITIES
-from stages.method.types import Floats
+from stages.method.types import Booleans, Floats
 from stages.params import Params
 
 
@@ -59,34 +58,49 @@ def run(params: Params, job: Job) -> None:
         or of_texts["teacher"] != of_views["teacher"]
     ):
         raise UserError("the labels, views and class names do not belong together: run `dvc repro`")
-    learned = params.labels.temperature == "learned"
-    temperature = of_texts["temperature"] if learned else float(params.labels.temperature)
-    text = texts["embedding"][...]
-    similarity = PROBABILITIES[params.labels.precision]
-    floor = label_floor(params.labels.floor, len(classes))
+    labeller = Labeller(params.labels, texts["embedding"], of_texts["temperature"])
+    if params.labels.centre == "class_mean":
+        labeller.centre = bias["similarity"].to_numpy(np.float64)
+    if params.fuse_labels.debias:
+        labeller.bias = bias["bias"].to_numpy()
     image = pd.Index(ids["image_id"]).get_indexer(pd.Index(seen["image_id"]))  # of every view
 
-    def scores(of: slice) -> Floats:
-        return similarity(views["embedding"][of], text, temperature)
+    def pooled() -> Iterator[tuple[pd.DataFrame, Floats, Booleans]]:
+        """Initial labels, the best that the views of each image say, and whether it has any.
 
-    def labels() -> Iterator[tuple[pd.DataFrame, Floats, Floats]]:
-        """Image ids, local labels and pseudo-labels, a part at a time; views are in that order."""
+        A part at a time; views are in that order.
+        """
         first = 0
         for part in read_parts(INITIAL_LABELS, digest):
-            start, stop = np.searchsorted(image, [first, first + len(part)])
-            p = np.concatenate([scores(some) for some in parts_of(int(stop), start=int(start))])
-            local, viewed = pool_views(p, image[start:stop] - first, len(part))
-            if params.fuse_labels.no_view == "zeros":
-                viewed[:] = True  # a row of zeros counts as what was seen
-            if params.fuse_labels.debias:
-                local = debias(local, bias["bias"].to_numpy(), floor)
-            initial = class_values(INITIAL_LABELS, part)
-            pseudo = fuse(initial, local, viewed, params.fuse_labels.alpha)
-            yield part[["image_id"]], np.where(viewed[:, None], np.clip(local, 0, 1), 0), pseudo
+            start, stop = (int(n) for n in np.searchsorted(image, [first, first + len(part)]))
+            scores, places = [], []
+            for some in parts_of(stop, start=start):
+                embeddings = views["embedding"][some]
+                shown = labeller.shown(embeddings)
+                scores.append(labeller.scores(embeddings[shown]))
+                places.append(image[some][shown] - first)
+            yield part, *pool_views(np.concatenate(scores), np.concatenate(places), len(part))
             first += len(part)
 
+    labeller.settle(best[viewed] for _, best, viewed in pooled())
+
+    def labels() -> Iterator[tuple[pd.DataFrame, Floats, Floats]]:
+        """Image ids, local labels and pseudo-labels, a part at a time."""
+        for part, best, viewed in pooled():
+            counted = viewed
+            if params.fuse_labels.no_view == "zeros":
+                counted = np.ones_like(viewed)  # a row of zeros counts as what was seen
+            local = labeller.labels(best)
+            initial = class_values(INITIAL_LABELS, part)
+            pseudo = fuse(initial, local, counted, params.fuse_labels.alpha)
+            yield part[["image_id"]], np.where(counted[:, None], np.clip(local, 0, 1), 0), pseudo
+
+    temperature = labeller.temperature
     provenance = {"index": digest, "teacher": of_views["teacher"], "temperature": temperature}
-    raw = (class_table(seen.iloc[of], scores(of), classes) for of in parts_of(len(seen)))
+    raw = (
+        class_table(seen.iloc[of], labeller.probabilities(views["embedding"][of]), classes)
+        for of in parts_of(len(seen))
+    )
     write_table(LOCAL_SCORES, raw, provenance, job.staging)
     local = (class_table(who, local, classes) for who, local, _ in labels())
     write_table(LOCAL_LABELS, local, provenance, job.staging)

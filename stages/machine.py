@@ -1,6 +1,6 @@
 """The machine's shape: what may differ between a laptop and a cluster.
 
-It is no part of a result: device and batch change at most its last bits, the others nothing.
+It is no part of a result: device, batch and block change at most its last bits, the others nothing.
 
 Read from the environment, never from `params.yaml`, so that `dvc.lock` is the same everywhere:
 
@@ -91,7 +91,7 @@ def _power_of_two(most: float) -> int:
 
 def move(values: Tensor, device: str) -> Tensor:
     """The values on the device; a GPU copies them, pinned, while it computes."""
-    if device.startswith("cuda") and not values.is_pinned():
+    if device.startswith("cuda") and not values.is_cuda and not values.is_pinned():
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 

@@ -19,6 +19,8 @@ from stages.errors import UserError
 PARAMS_FILE = Path("params.yaml")
 NONE = "data/none"  # DVC wants every dependency to exist: this one stands for "no such file"
 
+MADE_HERE = {("data", "classifier"), ("data", "warmup")}
+
 OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
     ("convnext_tiny", "convnext_small", "convnext_base"), 32
 )
@@ -87,7 +89,9 @@ class Student(Section):
         "vit_b_16",
         "vit_b_32",
     ]
-    weights: Literal["teacher", "random", "checkpoint", "IMAGENET1K_V1", "IMAGENET1K_V2"]
+    weights: Literal[
+        "teacher", "random", "checkpoint", "classifier", "IMAGENET1K_V1", "IMAGENET1K_V2"
+    ]
     checkpoint: str
     output_stride: Literal[16, 32]
     head: Literal["prior", "library"]
@@ -114,9 +118,14 @@ class Student(Section):
             raise ValueError(
                 f"`input_size` must be twice `output_stride`: {2 * self.output_stride}"
             )
-        if (self.weights == "checkpoint") != (self.checkpoint != NONE):
+        if (self.weights in ("checkpoint", "classifier")) != (self.checkpoint != NONE):
             raise ValueError(
-                f"`weights: checkpoint` and a `checkpoint` other than {NONE} go together"
+                f"`weights: checkpoint` or `classifier` and a `checkpoint` other than {NONE} go "
+                "together"
+            )
+        if self.weights == "classifier" and Path(self.checkpoint).parts[:2] in MADE_HERE:
+            raise ValueError(
+                f"`checkpoint`: {self.checkpoint} is made by the pipeline itself: copy it elsewhere"
             )
         return self
 
@@ -142,6 +151,11 @@ class Labels(Section):
     temperature: Literal["learned"] | Positive
     precision: Literal["double", "half"]
     floor: Literal["one_over_classes"] | Annotated[float, Field(ge=0, lt=1)]
+    form: Literal["softmax", "independent"]
+    centre: Literal["none", "class_mean"]
+    slope: Positive
+    cut: Literal["otsu"] | float
+    none_entropy: Share
 
 
 class Bias(Section):
@@ -170,8 +184,25 @@ class CamBoxes(Section):
     margin: Literal["none", "class_mean"]
     input_size: Side
     cam_threshold: Annotated[float, Field(ge=0, lt=1)]
+    map: Literal["cam", "layercam"]
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    mirror: bool
     box: Literal["tight", "first_last", "regions"]
     offset: Share
+
+    def side(self, scale: float) -> int:
+        """Of the student's input at a scale: to the nearest 32 pixels, unless as it is."""
+        return self.input_size if scale == 1 else round(scale * self.input_size / 32) * 32
+
+    @model_validator(mode="after")
+    def _scales_differ(self) -> Self:
+        sides = [self.side(scale) for scale in self.scales]
+        if len(set(sides)) < len(sides) or max(sides) > 8192:
+            raise ValueError(
+                "`scales` must differ by 32 pixels of the input, and give 8192 at most, not "
+                f"{', '.join(map(str, sides))}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _views_have_what_they_need(self) -> Self:
@@ -211,6 +242,7 @@ class FuseLabels(Section):
 class Train(Section):
     epochs: Annotated[int, Field(ge=0)]
     consistency: Annotated[float, Field(ge=0)]
+    average: Annotated[float, Field(ge=0, lt=1)]
     jitter: Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
     stop: Literal["first_local_minimum", "published", "last_epoch"]
     stop_positive: Share
@@ -251,6 +283,36 @@ class Params(Section):
                 f"`cam_boxes.input_size` is no multiple of the patch of {self.student.arch}, "
                 f"{stride}"
             )
+        least = min(self.cam_boxes.scales)
+        if least < 1 and self.cam_boxes.side(least) < 2 * stride:
+            raise ValueError(
+                f"`cam_boxes.scales`: {least} of `cam_boxes.input_size` is less than twice "
+                f"`student.output_stride`: {2 * stride}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _views_of_no_class_say_nothing(self) -> Self:
+        if self.labels.none_entropy < 1 and self.fuse_labels.no_view == "zeros":
+            raise ValueError(
+                "`labels.none_entropy` below 1 leaves views out, for which `fuse_labels.no_view: "
+                "zeros` would count what they do not say: set it to keep"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _independent_labels_have_no_bias(self) -> Self:
+        if self.labels.form == "independent":
+            if self.bias.debias or self.fuse_labels.debias:
+                raise ValueError(
+                    "`labels.form: independent` has no bias to divide by: set `bias.debias` and "
+                    "`fuse_labels.debias` to false"
+                )
+            if self.fuse_labels.no_view == "zeros" or self.labels.centre != "none":
+                raise ValueError(
+                    "`labels.form: independent` goes with `fuse_labels.no_view: keep` and "
+                    "`labels.centre: none`"
+                )
         return self
 
 
@@ -287,7 +349,9 @@ def read_yaml(path: Path) -> Any:
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
     place = [
-        str(part) for part in problem["loc"] if not str(part).startswith(("literal", "constrained"))
+        str(part)
+        for part in problem["loc"]
+        if part != "float" and not str(part).startswith(("literal", "constrained"))
     ]
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":

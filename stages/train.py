@@ -24,6 +24,7 @@ from stages.artifacts import (
     read_table,
     usable,
 )
+from stages.epochs import History, State, state_of_epoch
 from stages.errors import UserError
 from stages.job import Job, main
 from stages.method.stopping import first_local_minimum, published_stop
@@ -31,7 +32,7 @@ from stages.models.student import build_student
 from stages.models.weights import load_weights, save_weights
 from stages.params import Params
 from stages.progress import say
-from stages.training import History, Recipe, State, state_of_epoch, train_epochs
+from stages.training import Recipe, train_epochs
 
 COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "exact_mAP", "kept"]
 
@@ -56,6 +57,7 @@ def run(params: Params, job: Job) -> None:
         params.train.consistency,
         params.train.jitter,
         params.train.stop_positive,
+        params.train.average,
     )
     warmed_up = pd.read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()
     state, best = State(weights, moments, [], {}), None

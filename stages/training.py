@@ -1,26 +1,24 @@
 """The one training loop, of `warmup` and `train`: an epoch at a time, each kept before the next.
 
 Everything random in an epoch follows from the seed, the stage and the epoch's number, so going on
-after a kill needs the weights and the optimiser's state, and nothing else.
+after a kill needs what `epochs.State` holds, and nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages import machine, ranks
+from stages.epochs import History, State, keep, latest, read_moments, restore_moments
 from stages.errors import UserError
 from stages.images.augment import normalise, strong, weak
 from stages.images.loading import batches_of, global_views, made_ahead
@@ -33,34 +31,26 @@ from stages.models.student import Student, logits_of
 from stages.models.weights import Note
 from stages.params import Optimiser
 from stages.progress import meter, say
-from stages.resume import write_durably
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-History = list[dict[str, float]]
+MEAN = "mean_student."  # of the names of its tensors, where an epoch is kept
 
 
 class Recipe(NamedTuple):
-    """What an epoch does. Without `consistency` no strong view is made."""
+    """What an epoch does. Without `consistency` no strong view is made.
+
+    positive: a label at least this large counts as one for the training mAP. average: the decay of
+    the mean student that consistency learns from; 0 for the student itself.
+    """
 
     epochs: int
     optimiser: Optimiser
     consistency: float
     jitter: tuple[float, ...]
-    positive: float  # a label at least this large counts as positive for the training mAP
-
-
-class State(NamedTuple):
-    """All that the next epoch starts from: weights, Adam's moments, and the epochs so far.
-
-    kept: what the objective keeps beside.
-    """
-
-    weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
-    history: History
-    kept: dict[str, Tensor]
+    positive: float
+    average: float = 0.0
 
 
 class Objective:
@@ -113,8 +103,11 @@ def train_epochs(
     if "table" in objective.kept:
         learned["table"] = objective.kept["table"]
     network, stepper = fabric.setup(student, optimiser)
+    averaged = mean_student(student, recipe)
+    if averaged is not None:
+        objective.kept |= {f"{MEAN}{n}": value for n, value in averaged.state_dict().items()}
     history: History = []
-    resumed = _latest(job)
+    resumed = latest(job)
     epochs = 0 if resumed is None else len(resumed.history)
     if over_ranks(fabric, torch.tensor([epochs])) != job.ranks * epochs:
         raise UserError(f"the ranks see different epochs in {job.scratch}: run `dvc repro` again")
@@ -141,7 +134,7 @@ def train_epochs(
             )
             losses, predicted = _one_epoch(
                 fabric, network, stepper, note, recipe, objective, batches, views, title, rows,
-                epoch + 1,
+                epoch + 1, averaged,
             )  # fmt: skip
             objective.after(torch.from_numpy(predicted).to(device), epoch + 1)
             quality = 100 * mean_average_precision(labels >= recipe.positive, predicted)
@@ -164,10 +157,20 @@ def train_epochs(
             kept = {name: value.detach().cpu().clone() for name, value in objective.kept.items()}
             state = State(weights, read_moments(optimiser, learned), list(history), kept)
             if job.rank == 0:
-                _keep(job, state)
+                keep(job, state)
             if over_ranks(fabric, torch.tensor([float(job.asked_to_stop)])) > 0:
                 job.stop(f"{epoch + 1} of {recipe.epochs} epochs are done and kept")
             yield state
+
+
+def mean_student(student: Student, recipe: Recipe) -> AveragedModel | None:
+    """A running mean of the student's weights and statistics, if consistency learns from one."""
+    if recipe.average == 0 or recipe.consistency == 0:
+        return None
+    average = get_ema_multi_avg_fn(recipe.average)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(student, multi_avg_fn=average, use_buffers=True).eval()
+    averaged.n_averaged.fill_(1)  # it is a copy: the first step counts by the decay too
+    return averaged
 
 
 def shared_batches(images: int, size: int, seed: int) -> list[tuple[list[int], int]]:
@@ -256,6 +259,7 @@ def _one_epoch(
     title: str,
     rows: pd.DataFrame,
     epoch: int,
+    averaged: AveragedModel | None,
 ) -> tuple[tuple[float, float], Floats]:
     """One pass over the photographs. `views`: of this rank's share of each batch.
 
@@ -285,7 +289,11 @@ def _one_epoch(
                     losses = torch.zeros(2, device=fabric.device)
                     losses[0] = objective.loss(logits, mine, epoch)
                     if strong_logits is not None:
-                        losses[1] = consistency_loss(logits, strong_logits)
+                        taught_by = logits
+                        if averaged is not None:
+                            with torch.no_grad(), fabric.autocast():
+                                taught_by = look(fabric, averaged, note, weak_views[here])
+                        losses[1] = consistency_loss(taught_by, strong_logits)
                     losses = losses * len(mine)
                     loss = losses[0] + recipe.consistency * losses[1]  # Eq. 8
                     fabric.backward(loss * weight)
@@ -299,6 +307,8 @@ def _one_epoch(
                         "params.yaml; the epochs before are kept"
                     )
             stepper.step()
+            if averaged is not None:
+                averaged.update_parameters(network.module)
             progress.advance(len(batch))
     label_total, consistency_total = (over_ranks(fabric, totals) / len(rows)).tolist()
     return (label_total, consistency_total), over_ranks(fabric, predicted).cpu().numpy()
@@ -320,18 +330,20 @@ def forward(
     apart: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Logits of both views; in one pass, unless each has statistics of its own (`apart`)."""
-
-    def logits(views: Tensor) -> Tensor:
-        on_device = views.to(fabric.device, non_blocking=True)
-        found: Tensor = network(normalise(on_device, tuple(note["mean"]), tuple(note["std"])))
-        return logits_of(found.float())
-
     if strong_views is None:
-        return logits(weak_views), None
+        return look(fabric, network, note, weak_views), None
     if apart:
-        return logits(weak_views), logits(strong_views)
-    both = logits(torch.cat([weak_views, strong_views]))
+        weak_logits = look(fabric, network, note, weak_views)
+        return weak_logits, look(fabric, network, note, strong_views)
+    both = look(fabric, network, note, torch.cat([weak_views, strong_views]))
     return both[: len(weak_views)], both[len(weak_views) :]
+
+
+def look(fabric: Fabric, network: Any, note: Note, views: Tensor) -> Tensor:
+    """Logits (n, classes) of uint8 views (n, 3, …)."""
+    on_device = views.to(fabric.device, non_blocking=True)
+    found: Tensor = network(normalise(on_device, tuple(note["mean"]), tuple(note["std"])))
+    return logits_of(found.float())
 
 
 def set_mode(network: nn.Module, note: Note) -> None:
@@ -359,76 +371,9 @@ def build_optimiser(
     )
 
 
-def read_moments(optimiser: torch.optim.Adam, learned: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Adam's state of the `learned` parameters, by kind and name."""
-    return {
-        f"{kind}.{name}": value.detach().cpu().clone()
-        for name, parameter in learned.items()
-        for kind, value in optimiser.state[parameter].items()
-    }
-
-
-def restore_moments(
-    optimiser: torch.optim.Adam, learned: dict[str, Tensor], moments: dict[str, Tensor]
-) -> None:
-    """Put back what `read_moments` gave; nothing, if there is nothing."""
-    for name, parameter in learned.items():
-        for kind in ("step", "exp_avg", "exp_avg_sq"):
-            if (key := f"{kind}.{name}") in moments:
-                like = moments[key] if kind == "step" else parameter.detach()
-                optimiser.state[parameter][kind] = torch.empty_like(like).copy_(moments[key])
-
-
-def state_of_epoch(job: Job, epoch: int) -> State:
-    """The state after `epoch` (from 1), one of the latest two."""
-    state = _read(_file(job, epoch))
-    if state is None:
-        raise OSError(f"{_file(job, epoch)} cannot be read back")
-    return state
-
-
 def _seed(seed: int, job: Job, epoch: int) -> int:
     return _mixed(seed, zlib.crc32(job.stage.encode()), epoch)
 
 
 def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def _file(job: Job, epoch: int) -> Path:
-    return job.scratch / "epochs" / f"{epoch:04d}.safetensors"
-
-
-def _keep(job: Job, state: State) -> None:
-    tensors = {f"weights.{name}": value for name, value in state.weights.items()}
-    tensors |= {f"moments.{name}": value for name, value in state.moments.items()}
-    tensors |= {f"kept.{name}": value for name, value in state.kept.items()}
-    contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    epoch = len(state.history)
-    write_durably(_file(job, epoch), save(contiguous, {"history": json.dumps(state.history)}))
-    _file(job, epoch - 2).unlink(missing_ok=True)
-
-
-def _latest(job: Job) -> State | None:
-    """The newest state that can be read: one damaged by the disk costs an epoch, not the run."""
-    for file in sorted((job.scratch / "epochs").glob("*.safetensors"), reverse=True):
-        state = _read(file)
-        if state is not None:
-            return state
-        say(f"{job.stage}: {file} is damaged; going back one epoch")
-    return None
-
-
-def _read(file: Path) -> State | None:
-    try:
-        with safe_open(file, framework="pt") as content:
-            names = content.keys()  # what safe_open gives is no mapping: only this can be iterated
-            tensors = {name: content.get_tensor(name) for name in names}
-            history: History = json.loads(content.metadata()["history"])
-    except Exception:  # safetensors raises its own error, and OSError, for a damaged file
-        return None
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "moments": {}, "kept": {}}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        parts[kind][rest] = value
-    return State(parts["weights"], parts["moments"], history, parts["kept"])

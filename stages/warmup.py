@@ -24,11 +24,12 @@ from stages.artifacts import (
     read_table,
     usable,
 )
+from stages.epochs import State
 from stages.job import Job, main
-from stages.models.student import build_student
+from stages.models.student import build_student, start_from
 from stages.models.weights import load_weights, save_weights
 from stages.params import Params
-from stages.training import Recipe, State, train_epochs
+from stages.training import Recipe, train_epochs
 
 POSITIVE = 0.5  # a label at least this large counts as positive for the training mAP
 COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "exact_mAP"]
@@ -40,8 +41,8 @@ def run(params: Params, job: Job) -> None:
     rows = usable(index, "train")
     table, _ = read_table(INITIAL_LABELS, digest)
     classes = class_columns(INITIAL_LABELS, table)
-    backbone, note = load_weights(STUDENT_INIT)
-    note |= {
+    tensors, first = load_weights(STUDENT_INIT)
+    note = first | {
         "batch_norm": params.student.batch_norm,
         "boost": params.student.boost,
         "head": params.student.head,
@@ -52,7 +53,7 @@ def run(params: Params, job: Job) -> None:
     }
     torch.manual_seed(params.seed)
     student = build_student(note, len(classes))
-    student.backbone.load_state_dict(backbone)
+    start_from(student, tensors, first, note)
 
     state = State(student.state_dict(), {}, [], {})
     for latest in train_epochs(

@@ -35,13 +35,14 @@ from stages.models.checkpoint import (
 )
 from stages.models.student import IMAGENET_MEAN, IMAGENET_STD, build_backbone, published_name
 from stages.models.teacher import CONFIG, WEIGHTS
-from stages.models.weights import Note, save_weights
+from stages.models.weights import Note, load_weights, save_weights
 from stages.params import NONE, Params
 from stages.params import Teacher as TeacherParams
 from stages.progress import say
 
 KEY = "teacher.checkpoint in params.yaml"
 STUDENT_KEY = "student.checkpoint in params.yaml"
+CLASSIFIER = "student.safetensors"  # in the folder that `train` writes
 
 
 def run(params: Params, job: Job) -> None:
@@ -71,7 +72,16 @@ def run(params: Params, job: Job) -> None:
         note |= {"tower": config["model_cfg"]["vision_cfg"]} | own
     else:
         note |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-    tensors = first_weights(note, model, student.checkpoint, params.seed)
+    if student.weights == "classifier":
+        tensors, trained = read_classifier(Path(student.checkpoint))
+        if any(trained.get(key) != note.get(key) for key in ("arch", "output_stride", "tower")):
+            raise UserError(
+                f"{STUDENT_KEY}: {student.checkpoint} is of another network than {student.arch} "
+                f"with an output stride of {student.output_stride}"
+            )
+        note |= {key: trained[key] for key in ("classes", "mean", "std")}
+    else:
+        tensors = first_weights(note, model, student.checkpoint, params.seed)
     save_weights(job.staging / STUDENT_INIT, tensors, note)
 
 
@@ -233,6 +243,14 @@ def first_weights(note: Note, teacher: Any, checkpoint: str, seed: int) -> dict[
             )
         tensors[name] = given[known]
     return tensors
+
+
+def read_classifier(folder: Path) -> tuple[dict[str, Tensor], Note]:
+    """A trained student, from a copy of the folder that `train` writes, and its note."""
+    path = folder / CLASSIFIER
+    if not path.is_file() or not path.with_suffix(".json").is_file():
+        raise UserError(f"{STUDENT_KEY}: {folder} holds no {path.name} with its .json")
+    return load_weights(path)
 
 
 def fetched(arch: str, name: str) -> Path:

@@ -99,7 +99,7 @@ def test_an_absent_artifact_says_how_to_make_it():
 
 def test_another_schema_is_refused(here):
     write_labels().rename(here / "data/bias.parquet")
-    with pytest.raises(UserError, match=r"is of schema ccd.labels/1, not ccd.bias/1"):
+    with pytest.raises(UserError, match=r"is of schema ccd.labels/1, not ccd.bias/2"):
         read_table(BIAS)
 
 

@@ -13,19 +13,22 @@ import torch
 import torch.nn.functional as F
 from open_clip import create_model
 from open_clip.modified_resnet import AttentionPool2d
-from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam import GradCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from bench.made_up import write_teacher
+from stages.cam_boxes import better_maps
 from stages.errors import UserError
 from stages.models.folding import fold_batch_norm
-from stages.models.student import Student, build_student, logits_of
+from stages.models.student import Student, activation_maps, build_student, logits_of
 from stages.models.teacher import Teacher, attention_pool, interpolate_positions
 from stages.models.weights import load_weights, save_weights
 from stages.params import Teacher as TeacherParams
+from stages.params import parse_params, read_yaml
 from stages.weights import load_teacher
 from tests.conftest import Project, write_tiny_teacher
+from tests.declarations import ROOT
 
 TOWER = {"layers": [1, 1, 1, 1], "width": 8}
 
@@ -224,6 +227,51 @@ def test_the_maps_are_those_of_grad_cam():
         own = F.interpolate(own, size=96, mode="bilinear")[0, 0].numpy()
         span = own.max() - own.min()
         assert np.corrcoef(own.ravel(), oracle.ravel())[0, 1] > 0.98 or span < 1e-6
+
+
+@pytest.mark.parametrize("boost", [1.0, 3.0])
+def test_what_speaks_for_a_class_is_layer_cam(boost: float):
+    student = student_of("resnet18", 32, boost=boost)
+    nn.init.normal_(student.head.weight, std=0.1)
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student = student
+
+        def forward(self, images):
+            return logits_of(self.student(images))
+
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        own = student.evidence(images)[0]
+    for c in range(3):
+        with LayerCAM(model=Logits(), target_layers=[student.backbone.layer4]) as cam:
+            oracle = cam(input_tensor=images, targets=[ClassifierOutputTarget(c)])[0]
+        found = F.interpolate(own[None, None, c], size=96, mode="bilinear")[0, 0].numpy()
+        assert np.corrcoef(found.ravel(), oracle.ravel())[0, 1] > 0.98
+
+
+def test_maps_of_several_sizes_and_mirrored_are_their_mean():
+    student = student_of("resnet18", 16).eval()
+    note = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "precision": "float32"}
+    views = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+
+    def maps(**changes):
+        asked = settings.model_copy(update=changes)
+        return better_maps(student, note, views, plain, asked)
+
+    settings = parse_params(read_yaml(ROOT / "params.yaml")).cam_boxes
+    settings = settings.model_copy(update={"input_size": 64})
+    plain = activation_maps(student, note, views, "cpu")
+    assert torch.equal(maps(), plain)
+    other = activation_maps(student, note, views.flip(-1), "cpu").flip(-1)
+    assert torch.allclose(maps(mirror=True), (plain + other) / 2, atol=1e-6)
+    large = F.interpolate(views.float(), size=(96, 96), mode="bilinear", antialias=True)
+    of_large = activation_maps(student, note, large, "cpu")
+    assert of_large.shape[-1] == 6
+    shrunk = F.interpolate(of_large, size=(4, 4), mode="bilinear", antialias=True)
+    assert torch.allclose(maps(scales=(1.0, 1.5)), (plain + shrunk) / 2, atol=1e-5)
 
 
 def test_the_head_expects_one_positive_class_an_image():

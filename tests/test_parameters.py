@@ -5,19 +5,28 @@ Those whose change reaches further stages by a row of docs/invalidation.md are p
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 import torchvision
+import zarr
+from safetensors.torch import load_file
 
 from tests import test_models, test_published_sources, test_sources, test_teachers
 from tests.conftest import MINI_CLASSES, Project, write_tiny_teacher
 from tests.declarations import leaves
 from tests.test_invalidation import rows
 
+TRAINED = "first/student.safetensors"
+WARMED_UP = "data/warmup/student.safetensors"
 NOTHING: dict[str, Any] = {}
+INDEPENDENT: dict[str, Any] = {
+    "labels.form": "independent", "bias.debias": False, "fuse_labels.debias": False,
+}  # fmt: skip
+UNDIVIDED = {"bias.debias": False}
 BOXES = "data/cam_boxes.parquet"
 LOCAL = "data/local_clip.zarr/embedding/**/*"
 # parameter, another value, what else is set before and after, the stage, what must change
@@ -64,6 +73,16 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
         "cam_boxes.box", "regions", {"cam_boxes.cam_threshold": 0.5, "cam_boxes.mean_views": 4.0},
         "cam_boxes", BOXES,
     ),
+    ("cam_boxes.map", "layercam", NOTHING, "cam_boxes", "data/cam_maps.zarr/map/**/*"),
+    ("cam_boxes.scales", [1.0, 1.5], NOTHING, "cam_boxes", "data/cam_maps.zarr/map/**/*"),
+    ("cam_boxes.mirror", True, NOTHING, "cam_boxes", "data/cam_maps.zarr/map/**/*"),
+    ("labels.centre", "class_mean", NOTHING, "bias", "data/bias.parquet"),
+    ("labels.centre", "class_mean", UNDIVIDED, "bias", "data/initial_labels.parquet"),
+    ("labels.centre", "class_mean", NOTHING, "fuse_labels", "data/local_labels.parquet"),
+    ("labels.slope", 1.0, INDEPENDENT, "bias", "data/initial_labels.parquet"),
+    ("labels.cut", 1.0, INDEPENDENT, "bias", "data/initial_labels.parquet"),
+    ("labels.none_entropy", 0.5, NOTHING, "bias", "data/initial_labels.parquet"),
+    ("train.average", 0.9, NOTHING, "train", "data/classifier/*"),
     ("local_clip.source", "resized", NOTHING, "local_clip", LOCAL),
     ("local_clip.aspect", "square", NOTHING, "local_clip", LOCAL),
     ("local_clip.rounding", "pixel", NOTHING, "local_clip", LOCAL),
@@ -131,8 +150,66 @@ def test_every_parameter_is_proved_here_or_where_it_is_said():
         for change, stages in rows()
         if change.startswith("`") and len(stages) > 1
     }
-    proved = reaching | {case[0] for case in CASES} | set(ELSEWHERE) | {"fuse_labels.no_view"}
+    proved = (
+        reaching
+        | {case[0] for case in CASES}
+        | set(ELSEWHERE)
+        | {"fuse_labels.no_view", "labels.form"}
+    )
     assert leaves() <= proved, leaves() - proved
+
+
+def test_independent_labels_compare_each_class_with_itself(supplied: Project):
+    supplied.set(**{key.replace(".", "__"): value for key, value in INDEPENDENT.items()})
+    for stage in ("bias", "fuse_labels"):
+        supplied.stage(stage)
+    for name in ("initial", "local", "pseudo"):
+        labels = pd.read_parquet(supplied / f"data/{name}_labels.parquet").set_index("image_id")
+        assert ((labels > 0) & (labels < 1)).all(axis=None)
+    initial = pd.read_parquet(supplied / "data/initial_labels.parquet").set_index("image_id")
+    similarity = similarity_of(supplied, initial.index)
+    assert (initial.rank() == similarity.rank()).all(axis=None)
+    kept = pd.read_parquet(supplied / "data/bias.parquet").set_index("class")["similarity"]
+    assert kept.to_numpy() == pytest.approx(similarity.mean().to_numpy(), rel=1e-5)
+
+
+def similarity_of(project: Project, ids: pd.Index) -> pd.DataFrame:
+    images = zarr.open_group(project / "data/global_clip.zarr")
+    texts = zarr.open_group(project / "data/class_text.zarr")
+    found = images["embedding"][...] @ texts["embedding"][...].T
+    return pd.DataFrame(found, index=images["image"][...], columns=MINI_CLASSES).loc[ids]
+
+
+def test_views_that_show_no_class_say_nothing(supplied: Project):
+    supplied.set(labels__none_entropy=0.0)
+    for stage in ("bias", "fuse_labels"):
+        supplied.stage(stage)
+    for name in ("initial", "local", "pseudo"):
+        labels = pd.read_parquet(supplied / f"data/{name}_labels.parquet").set_index("image_id")
+        assert (labels == 0).all(axis=None)
+
+
+def test_a_classifier_is_trained_on_from_where_it_was(supplied: Project):
+    shutil.copytree(supplied / "data/classifier", supplied / "first")
+    supplied.set(student__weights="classifier", student__checkpoint="first", warmup__epochs=0)
+    for stage in ("weights", "warmup"):
+        supplied.stage(stage)
+    first, warmed = (load_file(supplied / name) for name in (TRAINED, WARMED_UP))
+    assert first.keys() == warmed.keys()
+    assert all(torch.equal(first[name], warmed[name]) for name in first)
+    words = (supplied / "classes.txt").read_text()
+    (supplied / "classes.txt").write_text(words.replace(MINI_CLASSES[0], "comet"))
+    for stage in ("class_text", "bias"):
+        supplied.stage(stage)
+    done = supplied.run("python", "-m", "stages.warmup", check=False)
+    assert done.returncode == 1
+    assert "that classifier knows other classes" in done.stderr
+    supplied.set(student__output_stride=32)
+    done = supplied.run("python", "-m", "stages.weights", check=False)
+    assert "another network than teacher_tower with an output stride of 32" in done.stderr
+    (supplied / "first/student.json").unlink()
+    done = supplied.run("python", "-m", "stages.weights", check=False)
+    assert "first holds no student.safetensors with its .json" in done.stderr
 
 
 def test_an_image_without_a_view_keeps_its_label_or_has_zeros_mixed_in(supplied: Project):

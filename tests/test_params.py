@@ -102,6 +102,30 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
             {"cam_boxes__margin": "class_mean", "cam_boxes__selection": "fixed"},
             "`margin: class_mean` is for `selection: quantile` alone",
         ),
+        ({"cam_boxes__scales": [0.1]}, "less than twice `student.output_stride`"),
+        ({"cam_boxes__scales": []}, "`cam_boxes.scales`"),
+        ({"cam_boxes__scales": [1.0, 1.1]}, "must differ by 32 pixels of the input, and give 8192"),
+        ({"cam_boxes__scales": [100]}, "8192 at most, not 9600"),
+        (
+            {"labels__none_entropy": 0.5, "fuse_labels__no_view": "zeros"},
+            "`labels.none_entropy` below 1 leaves views out",
+        ),
+        ({"train__average": 1}, "`train.average` is 1"),
+        ({"labels__cut": "bad"}, "`labels.cut` is 'bad'"),
+        (
+            {"student__weights": "classifier", "student__checkpoint": "data/classifier"},
+            "data/classifier is made by the pipeline itself: copy it elsewhere",
+        ),
+        ({"labels__form": "independent"}, "no bias to divide by: set `bias.debias` and `fuse_"),
+        (
+            {
+                "labels__form": "independent",
+                "bias__debias": False,
+                "fuse_labels__debias": False,
+                "labels__centre": "class_mean",
+            },
+            "goes with `fuse_labels.no_view: keep` and `labels.centre: none`",
+        ),
         ({"cam_boxes__selection": "search", "cam_boxes__mean_views": 1}, "mean_views ± 1"),
         (
             {"local_clip__aspect": "square", "local_clip__rounding": "pixel"},

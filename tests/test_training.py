@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from stages import ranks
@@ -13,6 +14,7 @@ from stages.images.views import DETAIL, global_view
 from stages.models.student import Student, logits_of
 from stages.params import Optimiser
 from stages.training import Recipe, forward, set_mode, shared_batches, training_views
+from tests.conftest import Project
 
 RECIPE = Recipe(1, Optimiser(batch=4, lr=1e-3, head_lr_factor=1), 1.0, (0.5,) * 4, 0.5)
 
@@ -76,6 +78,22 @@ def test_frozen_batch_norm_keeps_its_statistics_and_one_pass_is_as_two():
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(together, apart, strict=True))
     assert norm.num_batches_tracked == 0
     assert (norm.running_mean == 0).all()
+
+
+def test_the_mean_student_follows_by_its_decay(project: Project):
+    project.set(train__average=0.8, optimiser__batch=99, train__epochs=3, train__stop="last_epoch")
+    project.stage("warmup")
+    project.stage("train")
+    epochs = (project / ".ccd/train").glob("*/epochs/*.safetensors")
+    before, last = (load_file(file) for file in sorted(epochs))
+    names = [
+        name for name in last if name.startswith("weights.") and last[name].is_floating_point()
+    ]
+    assert len(names) > 10
+    for name in names:
+        mean = f"kept.mean_student.module.{name.removeprefix('weights.')}"
+        expected = 0.8 * before[mean] + 0.2 * last[name]
+        assert torch.allclose(last[mean], expected, rtol=1e-4, atol=1e-6), name
 
 
 def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path):

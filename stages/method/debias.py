@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import entr
 
-from stages.method.types import Floats, Integers
+from stages.method.types import Booleans, Floats, Integers
 
 
 class ClassBias(NamedTuple):
@@ -22,6 +22,16 @@ def entropy(p: Floats) -> Floats:
     """Shannon entropy of each row of `p` (views, classes), in nats: (views,)."""
     of_each: Floats = entr(p.astype(np.float64)).sum(axis=1)
     return of_each
+
+
+def shows_a_class(p: Floats, limit: float) -> Booleans:
+    """(views,): False where the entropy of `p` (views, classes) is above `limit`.
+
+    limit: in entropies of a uniform guess over the classes. The paper suggests a filter of this
+    kind for data sets with images of no class.
+    """
+    found: Booleans = entropy(p) <= limit * np.log(p.shape[1])
+    return found
 
 
 def entropy_limit_in_nats(limit: float, unit: Literal["nats", "normalised"], classes: int) -> float:

@@ -8,15 +8,16 @@ from stages.method.types import Booleans, Floats, Integers
 
 
 def pool_views(p: Floats, image_of_view: Integers, images: int) -> tuple[Floats, Booleans]:
-    """The greatest probability of each class over an image's local views (Eq. 5, 6).
+    """The greatest probability, or other score, of each class over an image's views (Eq. 5, 6).
 
     p: (views, classes); image_of_view: (views,) in [0, images).
     Returns the local labels (images, classes) float32, 0 where an image has no view, and (images,)
     True where it has one.
     """
-    local = np.zeros((images, p.shape[1]), np.float32)
+    viewed = np.bincount(image_of_view, minlength=images) > 0
+    local = np.full((images, p.shape[1]), -np.inf, np.float32)
     np.maximum.at(local, image_of_view, p)
-    return local, np.bincount(image_of_view, minlength=images) > 0
+    return np.where(viewed[:, None], local, np.float32(0)), viewed
 
 
 def fuse(initial: Floats, local: Floats, viewed: Booleans, alpha: float) -> Floats:

@@ -8,23 +8,39 @@ from scipy.special import softmax
 from stages.method.types import Floats
 
 
-def class_probabilities(
-    image_embeddings: Floats, class_embeddings: Floats, temperature: float
-) -> Floats:
-    """Softmax over the classes of the cosine similarities divided by the temperature (Eq. 1, 2).
+def similarities(image_embeddings: Floats, class_embeddings: Floats) -> Floats:
+    """Cosine similarities (views, classes) in double precision (Eq. 1).
 
     image_embeddings: (views, dim), class_embeddings: (classes, dim), of any length > 0.
-    Returns (views, classes) float32 in [0, 1]; each row sums to 1 (Eq. 3).
     """
     images = image_embeddings.astype(np.float64)
     classes = class_embeddings.astype(np.float64)
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     classes /= np.linalg.norm(classes, axis=1, keepdims=True)
-    return softmax(images @ classes.T / temperature, axis=1).astype(np.float32)
+    found: Floats = images @ classes.T
+    return found
+
+
+def class_probabilities(
+    image_embeddings: Floats,
+    class_embeddings: Floats,
+    temperature: float,
+    centre: Floats | float = 0.0,
+) -> Floats:
+    """Softmax over the classes of the cosine similarities divided by the temperature (Eq. 1, 2).
+
+    centre: subtracted from the similarities of each class (classes,), an extension.
+    Returns (views, classes) float32 in [0, 1]; each row sums to 1 (Eq. 3).
+    """
+    found = similarities(image_embeddings, class_embeddings) - centre
+    return softmax(found / temperature, axis=1).astype(np.float32)
 
 
 def class_probabilities_in_half(
-    image_embeddings: Floats, class_embeddings: Floats, temperature: float
+    image_embeddings: Floats,
+    class_embeddings: Floats,
+    temperature: float,
+    centre: Floats | float = 0.0,
 ) -> Floats:
     """`class_probabilities` of unit vectors, rounded as the published script rounds on a GPU.
 
@@ -34,7 +50,8 @@ def class_probabilities_in_half(
     images = np.float16(1 / temperature) * image_embeddings.astype(np.float16)
     classes = class_embeddings.astype(np.float16)
     products = images.astype(np.float32) @ classes.astype(np.float32).T
-    p = softmax(products.astype(np.float16).astype(np.float32), axis=1)
+    rounded_products = products.astype(np.float16).astype(np.float32)
+    p = softmax(rounded_products - np.float32(1 / temperature) * centre, axis=1)
     rounded: Floats = p.astype(np.float16).astype(np.float32)
     return rounded
 

@@ -37,6 +37,18 @@ class Student(nn.Module):
         maps: Tensor = self.head(self.backbone(images).to(self.head.weight.dtype))
         return torch.where(maps > 0, maps * self.boost, maps)
 
+    def evidence(self, images: Tensor) -> Tensor:
+        """As `forward`, of what speaks for a class alone: LayerCAM (Jiang et al. 2021).
+
+        LayerCAM weighs each activation of the last layer by its own positive gradient. Here the
+        gradient is the head's weight, times `boost` where the map is positive, so that no backward
+        pass is needed; that of the pooling is the same everywhere and left out.
+        """
+        features = self.backbone(images).to(self.head.weight.dtype)
+        maps = self.head(features)
+        boost = torch.where(maps > 0, torch.full_like(maps, self.boost), torch.ones_like(maps))
+        return F.relu(boost * F.conv2d(features, F.relu(self.head.weight)))
+
 
 def logits_of(maps: Tensor) -> Tensor:
     """Global average pooling: (n, classes, h, w) to (n, classes)."""
@@ -161,6 +173,22 @@ def build_student(note: Note, classes: int) -> Student:
     return student.to(memory_format=torch.channels_last)
 
 
+def start_from(student: Student, tensors: dict[str, Tensor], first: Note, note: Note) -> None:
+    """Set a student to its first weights: of a backbone, or of a classifier of the same classes.
+
+    first: what came with the weights; note: of the student.
+    """
+    if "classes" not in first:
+        student.backbone.load_state_dict(tensors)
+        return
+    if first["classes"] != note["classes"]:
+        raise UserError(
+            "student.checkpoint in params.yaml: that classifier knows other classes: "
+            f"{', '.join(first['classes'])[:100]}"
+        )
+    student.load_state_dict(tensors)
+
+
 def load_student(path: Path, device: str, index: str | None = None) -> tuple[Student, Note]:
     """A trained student, for inference, and its note; refused if of another `index`.
 
@@ -188,7 +216,17 @@ def fitting_batch(student: Student, note: Note, size: int, device: str) -> int:
 @torch.inference_mode()
 def activation_maps(student: Student, note: Note, views: Tensor, device: str) -> Tensor:
     """The class activation maps (n, classes, h, w), on the device, of uint8 views (n, 3, …)."""
+    maps: Tensor = student(_inputs(note, views, device))
+    return maps
+
+
+@torch.inference_mode()
+def layer_cam(student: Student, note: Note, views: Tensor, device: str) -> Tensor:
+    """As `activation_maps`, of what speaks for a class alone."""
+    return student.evidence(_inputs(note, views, device))
+
+
+def _inputs(note: Note, views: Tensor, device: str) -> Tensor:
     on_device = machine.move(views, device)
     images = normalise(on_device, tuple(note["mean"]), tuple(note["std"]))
-    maps: Tensor = student(images.to(getattr(torch, note["precision"])))
-    return maps
+    return images.to(getattr(torch, note["precision"]))
