@@ -1,15 +1,16 @@
-"""One of the paper's ablations, over several seeds: a table, and a chart of it.
+"""One of the ablations, over several seeds: a table, and a chart of it.
 
     python -m experiments.ablate table2 --seeds 0,1,2
 
 writes `results/table2.csv`, a line a row and seed, and `results/table2.svg`. What rows have in
-common runs once; an interrupted ablation goes on where it was. `experiments/ablations.py` has what
-each of them changes.
+common runs once; an interrupted ablation goes on where it was. `experiments/ablations.py` has them,
+and what each row changes.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,30 +19,37 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from experiments.ablations import ABLATIONS, AROUND, EXACT, Ablation
+from experiments.ablations import AROUND, EXACT, FIRST, LAST_EPOCH, Ablation, ablations
 from experiments.charts import bars, curve, dumbbells
-from experiments.clone import prepare, reproduce, seed_list
+from experiments.clone import DEMO, must_be_judged, prepare, reproduce, seed_list
+from stages.artifacts import STUDENT
+from stages.params import Source
 
 RESULTS = Path("results")
-OBJECTS = "data/demo/objects.csv"
+PUBLISHED = Path(__file__).with_name("published_classes.csv")
 
 
 def main(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(ABLATIONS)}.")],
+    name: Annotated[str, typer.Argument(help="table2, figure3, …: see docs/experiments.md.")],
     seeds: Annotated[str, typer.Option(help="By comma.")] = "0,1,2",
     objects: Annotated[
-        str, typer.Option(help="For figure3: the objects' boxes, or '' for VOC's or COCO's own.")
-    ] = OBJECTS,
+        str,
+        typer.Option(help="For figure3: the objects' boxes, unless the demo's, VOC's or COCO's."),
+    ] = "",
 ) -> None:
     """Measure every row with every seed."""
-    if name not in ABLATIONS:
-        raise typer.BadParameter(f"{name}: one of {', '.join(ABLATIONS)}")
-    ablation, numbers = ABLATIONS[name], seed_list(seeds)
-    prepare()
+    params, numbers = prepare(), seed_list(seeds)
+    known = ablations(params)
+    if name not in known:
+        raise typer.BadParameter(f"{name}: one of {', '.join(known)}")
+    ablation = known[name]
+    must_be_judged(numbers[0])
     parts: list[pd.DataFrame] = []
     for seed in numbers:
         if ablation.boxes:
-            write_boxes(seed, objects)
+            write_boxes(seed, params.source, objects)
+        if ablation.classifier:
+            keep_classifier(seed)
         for row, changes in ablation.rows.items():
             print(f"{name}: seed {seed}, {row}", flush=True)
             done = reproduce(seed, changes, "evaluate")
@@ -52,24 +60,34 @@ def main(
             lines = pd.concat(parts, ignore_index=True)
             lines.to_csv(RESULTS / f"{name}.csv", index=False, lineterminator="\n")
     (RESULTS / f"{name}.svg").write_text(drawn(lines, ablation))
-    print(summary(lines, ablation).to_string())
+    print(summary(lines, ablation, params.source.kind).to_string())
 
 
-def write_boxes(seed: int, objects: str) -> None:
+def write_boxes(seed: int, source: Source, objects: str) -> None:
     """Views of the true boxes, in the clone, for the photographs of this seed."""
     done = reproduce(seed, {}, "index")
+    if not objects and Path(source.root).is_relative_to(DEMO):
+        objects = str(DEMO / "objects.csv")
+    given = ["--objects", objects] if objects else []
     for kind, output in (("around", AROUND), ("exact", EXACT)):
         command = [sys.executable, "-m", "experiments.object_boxes", kind, output]
-        given = ["--objects", objects] if objects else []
         if subprocess.run([*command, *given], cwd=done, check=False).returncode:
             raise SystemExit("there are no boxes to look at: object_boxes says why above")
+
+
+def keep_classifier(seed: int) -> None:
+    """Put the student of a first update aside, in the clone, for a run that goes on from it."""
+    done = reproduce(seed, LAST_EPOCH, "train")
+    shutil.rmtree(done / FIRST, ignore_errors=True)
+    shutil.copytree((done / STUDENT).parent, done / FIRST)
 
 
 def of_run(done: Path) -> pd.DataFrame:
     """A line: how good the student is, the teacher, and every label, in percent."""
     metrics = json.loads((done / "results/metrics.json").read_text())
     line = {key: metrics[key] for key in ("teacher_mAP", "warmup_mAP", "mAP")}
-    labels = {f"{name}_label_mAP": value for name, value in metrics["label_mAP"].items()}
+    of_labels = metrics.get("label_mAP", {})  # where training images have labels to judge them by
+    labels = {f"{name}_label_mAP": value for name, value in of_labels.items()}
     views = {"views_per_image": metrics["diagnostics"]["views_per_image"]}
     return pd.DataFrame([line | labels | views])
 
@@ -80,14 +98,21 @@ def of_classes(done: Path) -> pd.DataFrame:
     return pd.read_csv(done / "results/per_class.csv")[columns]
 
 
-def summary(lines: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
-    """Means and deviations over the seeds, and what was published; classes by their bias."""
+def summary(lines: pd.DataFrame, ablation: Ablation, kind: str) -> pd.DataFrame:
+    """Means and deviations over the seeds, and what was published; classes by their bias.
+
+    kind: of the data set, `source.kind`.
+    """
     if ablation.per_class:
         lines = lines.rename(columns={"student_AP": "AP"})
         table = lines.pivot_table(index="class", columns="row", values="AP", sort=False)
         table.insert(0, "bias", lines.groupby("class")["bias"].mean())
         first, second = ablation.rows
         table["gain"] = table[second] - table[first]
+        published = pd.read_csv(PUBLISHED, index_col="class").groupby("data_set")
+        if kind in published.groups:
+            figures = published.get_group(kind).drop(columns="data_set")
+            table = table.join(figures.add_prefix("published, "))
         return table.sort_values("bias").round(2)
     of_row = lines.groupby("row", sort=False)["mAP"]
     seeds = lines.pivot_table(index="row", columns="seed", values="mAP", sort=False)

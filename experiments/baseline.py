@@ -29,7 +29,7 @@ from experiments.observed import (
     some_known,
     with_unlikely,
 )
-from experiments.results import aligned, write_result
+from experiments.results import aligned, judge, write_result
 from experiments.settings import Baseline, read_settings
 from stages import machine
 from stages.artifacts import (
@@ -42,6 +42,7 @@ from stages.artifacts import (
     read_table,
     usable,
 )
+from stages.epochs import State
 from stages.errors import UserError
 from stages.images.loading import batches_of, global_views
 from stages.job import Job, declaration, main
@@ -53,11 +54,12 @@ from stages.models.student import (
     fitting_batch,
     load_student,
     logits_of,
+    start_from,
 )
 from stages.models.weights import load_weights, save_weights
 from stages.params import Params
 from stages.progress import say
-from stages.training import Objective, Recipe, State, train_epochs
+from stages.training import Objective, Recipe, train_epochs
 
 POSITIVE = 0.5  # a label at least this large counts as positive for the training's mAP
 
@@ -72,14 +74,11 @@ def run(name: str, params: Params, job: Job) -> None:
     if class_columns(GROUND_TRUTH, truth) != class_columns(GLOBAL_SCORES, clip):
         raise UserError(f"{GROUND_TRUTH.path} has other classes than the labels: run `dvc repro`")
     known = aligned(truth, rows)
-    if np.isnan(known).all() or np.isnan(aligned(truth, held_out)).all():
-        raise UserError(
-            f"{name} needs labels of training and test images: source.labels in params.yaml has "
-            f"{len(truth)} labelled images that are there"
-        )
+    if method.knows != "clip" and np.isnan(known).all():
+        raise UserError(f"{name} needs labels of training images: see source.labels in params.yaml")
     scores = aligned(clip, rows)
     observed = observe(method, known, scores, settings, np.random.default_rng(params.seed))
-    boost = params.student.boost if method.boost else 1.0
+    boost = settings.boost if method.boost else 1.0
     objective = method.objective(torch.from_numpy(observed), settings, params.seed)
     result, _ = train_and_judge(job, params, rows, held_out, truth, objective, boost, digest)
     result |= {"knows": method.knows}
@@ -101,9 +100,10 @@ def train_and_judge(
 
     Also returns the training's last state.
     """
+    judged = judge(truth, held_out)
     classes = class_columns(GROUND_TRUTH, truth)
-    backbone, note = load_weights(STUDENT_INIT)
-    note |= {
+    tensors, first = load_weights(STUDENT_INIT)
+    note = first | {
         "batch_norm": params.student.batch_norm,
         "boost": boost,
         "head": params.student.head,
@@ -114,7 +114,7 @@ def train_and_judge(
     }
     torch.manual_seed(params.seed)
     student = build_student(note, len(classes))
-    student.backbone.load_state_dict(backbone)
+    start_from(student, tensors, first, note)
     epochs = params.warmup.epochs + params.train.epochs
     recipe = Recipe(epochs, params.optimiser, 0.0, (), POSITIVE)
     labels = objective.labels.clamp(min=0).float().numpy()
@@ -125,7 +125,7 @@ def train_and_judge(
         state = latest
     weights = job.staging / "student.safetensors"
     save_weights(weights, state.weights, note)
-    found, judged = probabilities(weights, held_out), aligned(truth, held_out)
+    found = probabilities(weights, held_out)
     result = {
         "epochs": epochs,
         "mAP": round(100 * mean_average_precision(judged, found), 2),

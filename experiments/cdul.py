@@ -13,6 +13,7 @@ update. Resumes by epoch.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def run(params: Params, job: Job) -> None:
     epochs = params.warmup.epochs + params.train.epochs
     objective = Aligned(torch.from_numpy(labels), aligned(truth, rows), settings, epochs)
     result, state = train_and_judge(job, params, rows, held_out, truth, objective, 1.0, digest)
-    quality = state.kept["quality"].tolist()
-    result |= {"knows": "clip", "label_mAP": [round(100 * value, 2) for value in quality]}
+    quality = [None if math.isnan(q) else round(100 * q, 2) for q in state.kept["quality"].tolist()]
+    result |= {"knows": "clip", "label_mAP": quality}
     write_result(job, "cdul", {"method": "cdul"} | result)
 
 
@@ -88,7 +89,8 @@ def initial_labels(whole: Floats, tiles: Floats, settings: Cdul) -> Floats:
 class Aligned(Objective):
     """Soft labels that step towards the predictions after each epoch, from the `wait`-th on.
 
-    Keeps their mean average precision, at first and after each epoch; nothing is chosen by it.
+    Keeps their mean average precision, at first and after each epoch, NaN without a truth to judge
+    them by; nothing is chosen by it.
     """
 
     def __init__(self, labels: Tensor, truth: Floats, settings: Cdul, epochs: int) -> None:

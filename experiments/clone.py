@@ -12,31 +12,77 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import typer
 from ruamel.yaml import YAML
 
+from stages.artifacts import GROUND_TRUTH, INDEX
+from stages.errors import UserError
+from stages.params import PARAMS_FILE, Params, parse_params, read_yaml
+
 CLONE = Path(".ccd/experiments")
 DVC = [sys.executable, "-m", "dvc"]
-DEMO = Path("data/demo/params.yaml")
+DEMO = Path("data/demo")
+RUN = [str(PARAMS_FILE), "dvc.yaml", "stages", "experiments", str(DEMO)]  # what a run is made of
+# what a user's own files are named by; the root first, since others may lie below it
+OWN = (
+    "source.root",
+    "source.classes",
+    "source.labels",
+    "teacher.checkpoint",
+    "student.checkpoint",
+    "cam_boxes.boxes",
+)
 
 
-def prepare() -> None:
-    """A clean checkout of HEAD, with the project's own DVC cache."""
+def prepare() -> Params:
+    """A clean checkout of HEAD, with the project's own DVC cache; returns its parameters."""
+    try:
+        params = parse_params(read_yaml(PARAMS_FILE))
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+    changed = subprocess.run(
+        ["git", "diff", "--name-only", "HEAD", "--", *RUN],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if changed.returncode:
+        raise SystemExit(f"experiments run what git has committed: {changed.stderr.strip()}")
+    if changed.stdout:
+        raise SystemExit(
+            "experiments run what git has committed, which these changes are not, so commit or "
+            f"undo them first: {', '.join(changed.stdout.splitlines())}"
+        )
     if not CLONE.exists():
         subprocess.run(["git", "clone", "-q", ".", str(CLONE)], check=True)
     for step in (["fetch", "-q", "origin", "HEAD"], ["checkout", "-q", "-f", "FETCH_HEAD"]):
         subprocess.run(["git", *step], cwd=CLONE, check=True)
     cache = Path(".dvc/cache").resolve()
     subprocess.run([*DVC, "cache", "dir", "--local", str(cache)], cwd=CLONE, check=True)
+    for key in OWN:
+        link(Path(_value(key)))
+    return params
+
+
+def link(path: Path) -> None:
+    """Let the clone see a user's own file or folder, if it is there and git does not keep it."""
+    place = CLONE / path
+    inside = place.parent.resolve().is_relative_to(CLONE.resolve())  # else a link leads there
+    if path.is_absolute() or path.is_relative_to(DEMO) or not path.exists() or not inside:
+        return
+    if place.is_symlink():
+        place.unlink()
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path.resolve())
 
 
 def reproduce(seed: int, changes: dict[str, Any], *targets: str) -> Path:
     """Run `targets` in the clone with some parameters changed; returns where their outputs are."""
     subprocess.run(["git", "checkout", "-q", "-f", "."], cwd=CLONE, check=True)
-    edit_params(CLONE / "params.yaml", {"seed": seed} | changes)
+    edit_params(CLONE / PARAMS_FILE, {"seed": seed} | changes)
     show_experiments(CLONE)
-    if str(_value(CLONE / "params.yaml", "source.root")).startswith("data/demo/"):
-        edit_params(CLONE / DEMO, {"world.seed": seed, "teacher.seed": seed})
+    if Path(_value("source.root")).is_relative_to(DEMO):
+        edit_params(CLONE / DEMO / "params.yaml", {"world.seed": seed, "teacher.seed": seed})
     done = subprocess.run([*DVC, "repro", *targets], cwd=CLONE, check=False)
     if done.returncode:
         raise SystemExit(
@@ -44,6 +90,18 @@ def reproduce(seed: int, changes: dict[str, Any], *targets: str) -> Path:
             "finished is kept: the same command goes on from there."
         )
     return CLONE
+
+
+def must_be_judged(seed: int) -> None:
+    """Stop, before anything is trained, unless a test image has a label."""
+    done = reproduce(seed, {}, "index", "ground_truth")
+    index, truth = (pd.read_parquet(done / table.path) for table in (INDEX, GROUND_TRUTH))
+    held_out = index.loc[index["split"] == "test", "image_id"]
+    if not truth["image_id"].isin(held_out).any():
+        raise SystemExit(
+            "no test image has a label, so nothing can be judged: see source.labels and "
+            "source.test_folder in params.yaml"
+        )
 
 
 def seed_list(text: str) -> list[int]:
@@ -76,8 +134,8 @@ def edit_params(path: Path, changes: dict[str, Any]) -> None:
     yaml.dump(content, path)
 
 
-def _value(path: Path, key: str) -> Any:
-    value = YAML(typ="safe").load(path)
+def _value(key: str) -> Any:
+    value = read_yaml(CLONE / PARAMS_FILE)
     for part in key.split("."):
         value = value[part]
     return value

@@ -65,7 +65,8 @@ def main() -> None:
 def draw_labels(rows: pd.DataFrame, known: Booleans, digest: str) -> None:
     """Figures 2d and 10. known (images, classes): what is on the photographs `rows`."""
     bias, _ = read_table(BIAS, digest)
-    write("figure2d", bias.sort_values("bias"), charts.bias(bias))
+    columns = ["class", "bias", "count", "measured"]
+    write("figure2d", bias.sort_values("bias")[columns], charts.bias(bias))
     scores, _ = read_table(GLOBAL_SCORES, digest)
     labels, _ = read_table(PSEUDO_LABELS, digest)
     counted = {
@@ -190,7 +191,7 @@ def sheet(lines: list[list[Image.Image]]) -> Image.Image:
 def write(name: str, table: pd.DataFrame, chart: str) -> None:
     """A figure's numbers and its chart."""
     RESULTS.mkdir(exist_ok=True)
-    table.to_csv(RESULTS / f"{name}.csv", index=False, lineterminator="\n")
+    table.round(4).to_csv(RESULTS / f"{name}.csv", index=False, lineterminator="\n")
     (RESULTS / f"{name}.svg").write_text(chart)
 
 

@@ -19,6 +19,7 @@ class Baseline(Section):
     threshold: Share
     unlikely: Share
     expected: Positive
+    boost: Positive
 
 
 class Cdul(Section):

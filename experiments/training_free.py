@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.results import aligned, write_result
+from experiments.results import judge, write_result
 from stages import machine
 from stages.artifacts import (
     CLASS_TEXT,
@@ -26,6 +26,7 @@ from stages.artifacts import (
     TEACHER,
     class_columns,
     index_digest,
+    parts_of,
     read_store,
     read_table,
     usable,
@@ -34,8 +35,8 @@ from stages.embedding import embed_looks, parts_of_images
 from stages.errors import UserError
 from stages.images.views import Cutting
 from stages.job import Job, declaration, main
+from stages.labelling import Labeller
 from stages.method.average_precision import mean_average_precision
-from stages.method.similarity import class_probabilities
 from stages.method.types import Floats
 from stages.method.views import box_in_pixels, grid_boxes
 from stages.models.teacher import Teacher
@@ -51,18 +52,15 @@ def run(params: Params, job: Job) -> None:
     digest = index_digest(index)
     held_out = usable(index, "test")
     truth, _ = read_table(GROUND_TRUTH, digest)
-    judged = aligned(truth, held_out)
-    if np.isnan(judged).all():
-        raise UserError("no test image has a label: see source.labels in params.yaml")
+    judged = judge(truth, held_out)
     images, _ = read_store(GLOBAL_CLIP, digest)
     texts, of_texts = read_store(CLASS_TEXT)
     if class_columns(GROUND_TRUTH, truth) != of_texts["classes"]:
         raise UserError(f"{GROUND_TRUTH.path} has other classes than the labels: run `dvc repro`")
-    learned = params.labels.temperature == "learned"
-    temperature = of_texts["temperature"] if learned else float(params.labels.temperature)
+    labeller = Labeller(params.labels, texts["embedding"], of_texts["temperature"])
     places = index["image_id"].isin(held_out["image_id"]).to_numpy()
     whole = images["embedding"][...][places]
-    found = scorers(whole, embed_tiles(params, job, held_out), texts["embedding"][...], temperature)
+    found = scorers(labeller, whole, embed_tiles(params, job, held_out))
     result = {name: round(100 * mean_average_precision(judged, s), 2) for name, s in found.items()}
     write_result(job, "training_free", result)
     say(f"training_free: {result}")
@@ -87,21 +85,21 @@ def embed_tiles(params: Params, job: Job, rows: pd.DataFrame) -> Floats:
     return embeddings.reshape(len(rows), tiles, -1)
 
 
-def scorers(whole: Floats, tiles: Floats, text: Floats, temperature: float) -> dict[str, Floats]:
+def scorers(labeller: Labeller, whole: Floats, tiles: Floats) -> dict[str, Floats]:
     """Scores (images, classes) by name.
 
-    whole (images, dim), tiles (images, tiles, dim), text (classes, dim): unit vectors.
+    whole (images, dim), tiles (images, tiles, dim): unit vectors.
     """
-    p = class_probabilities(whole, text, temperature)
-    flat = tiles.reshape(-1, tiles.shape[-1])
-    of_tiles = class_probabilities(flat, text, temperature).reshape(*tiles.shape[:2], -1)
-    cosine, cosine_of_tiles = whole @ text.T, tiles @ text.T
-    return {
-        "softmax": p,
-        "cosine": cosine,
-        "tiles_softmax": (p + of_tiles.max(axis=1)) / 2,
-        "tiles_cosine": (cosine + cosine_of_tiles.max(axis=1)) / 2,
-    }
+    found = {}
+    for name, score in (("softmax", labeller.probabilities), ("cosine", labeller.similarities)):
+        found[name] = score(whole)
+        best = np.empty_like(found[name])
+        for part in parts_of(len(whole)):
+            some = tiles[part]
+            of_tiles = score(some.reshape(-1, some.shape[-1])).reshape(*some.shape[:2], -1)
+            best[part] = of_tiles.max(axis=1)
+        found[f"tiles_{name}"] = (found[name] + best) / 2
+    return found
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,18 +22,23 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from experiments import ablate, table1, training_free
-from experiments.ablations import ABLATIONS
+from experiments.ablations import Ablation, ablations
 from experiments.cdul import Aligned
-from experiments.clone import seed_list, show_experiments
+from experiments.clone import link, seed_list, show_experiments
 from experiments.figures import alike
-from experiments.methods import METHODS
+from experiments.methods import METHODS, Role
 from experiments.settings import Baseline, Cdul
 from experiments.table1 import CCD, LEVELS, summary
+from stages.labelling import Labeller
 from stages.method.average_precision import mean_average_precision
 from stages.params import Params, parse_params, read_yaml
+from stages.presets.preset import preset
+from stages.sources.class_list import class_list
 from tests.conftest import MINI_CLASSES, Project, edit_params
 from tests.declarations import ROOT, import_closure
 
+PARAMS = parse_params(read_yaml(ROOT / "params.yaml"))
+ABLATIONS: dict[str, Ablation] = ablations(PARAMS)
 EXPERIMENTS: dict[str, Any] = YAML(typ="safe").load(ROOT / "experiments/dvc.yaml")["stages"]
 
 
@@ -107,7 +115,9 @@ def test_what_clips_labels_tell_is_a_choice(comparing: Project, clip: str, known
 
 @pytest.mark.parametrize("method", ["bce", "bce_ls", "asl"])
 def test_an_unjudged_label_teaches_a_fully_supervised_method_nothing(method: str):
-    settings = Baseline(share=0.1, clip="top", count=1, threshold=0.5, unlikely=0.5, expected=1)
+    settings = Baseline(
+        share=0.1, clip="top", count=1, threshold=0.5, unlikely=0.5, expected=1, boost=5
+    )
     observed = torch.tensor([[1, -1, 0], [0, 1, -1]])
     logits = torch.zeros(2, 3, requires_grad=True)
     METHODS[method].objective(observed, settings, 0).loss(logits, [0, 1], 1).backward()
@@ -128,8 +138,9 @@ def test_tiles_count_by_the_best_of_them():
     unit = [v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (
         rng.normal(size=(4, 6)), rng.normal(size=(4, 9, 6)), rng.normal(size=(3, 6))
     )]  # fmt: skip
-    found = training_free.scorers(*unit, temperature=0.5)
     whole, tiles, text = unit
+    labeller = Labeller(PARAMS.labels, text, own_temperature=0.5)
+    found = training_free.scorers(labeller, whole, tiles)
     for i in range(4):
         for c in range(3):
             best = max(tiles[i, j] @ text[c] for j in range(9))
@@ -140,10 +151,24 @@ def test_tiles_count_by_the_best_of_them():
             assert found["tiles_softmax"][i, c] == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_every_row_of_an_ablation_is_a_valid_set_of_parameters(name: str):
-    for changes in ABLATIONS[name].rows.values():
-        assert changed(changes)
+@pytest.mark.parametrize("dataset", ["demo", "voc12", "folder"])
+@pytest.mark.parametrize("recipe", ["paper", "official", "recommended"])
+def test_every_row_of_an_ablation_is_a_valid_set_of_parameters(dataset: str, recipe: str):
+    content = YAML(typ="safe").load(preset(dataset, None if dataset == "demo" else recipe))
+    for ablation in ablations(parse_params(content)).values():
+        for changes in ablation.rows.values():
+            assert changed(changes, content)
+
+
+def test_rows_that_are_multiples_are_of_what_is_committed():
+    content = changed({"cam_boxes.mean_views": 10.0, "labels.temperature": 0.01})
+    found = ablations(content)
+    assert list(found["figure6a"].rows) == ["4.0", "7.0", "10.0", "14.0", "18.0"]
+    temperatures = [c["labels.temperature"] for c in found["extensions"].rows.values()
+                    if "labels.temperature" in c]  # fmt: skip
+    assert temperatures == [0.005, 0.02]
+    longer = found["extensions"].rows["as many epochs, one update"]
+    assert longer["train.epochs"] == 2 * PARAMS.train.epochs
 
 
 @pytest.mark.parametrize("recipe", ["paper", "official", "recommended"])
@@ -154,8 +179,8 @@ def test_a_recipe_of_table_1_changes_what_recipes_differ_in(recipe: str):
     assert (params.fuse_labels.no_view == "zeros") == (recipe == "official")
 
 
-def changed(changes: dict[str, Any]) -> Params:
-    content = read_yaml(ROOT / "params.yaml")
+def changed(changes: dict[str, Any], base: Any = None) -> Params:
+    content = copy.deepcopy(base or read_yaml(ROOT / "params.yaml"))
     for key, value in changes.items():
         section, name = key.split(".")
         assert name in content[section]
@@ -183,10 +208,22 @@ def few_runs(tmp_path, monkeypatch) -> list[tuple[int, dict[str, Any]]]:
         classes.to_csv(results / "per_class.csv", index=False)
         return tmp_path / "clone"
 
-    monkeypatch.setattr(ablate, "prepare", lambda: None)
+    monkeypatch.setattr(ablate, "prepare", lambda: PARAMS)
+    monkeypatch.setattr(ablate, "must_be_judged", lambda seed: None)
     monkeypatch.setattr(ablate, "reproduce", reproduce)
     monkeypatch.setattr(ablate, "RESULTS", tmp_path)
     return runs
+
+
+def test_a_second_update_goes_on_from_the_first_ones_student(few_runs, tmp_path):
+    trained = tmp_path / "clone/data/classifier"
+    trained.mkdir(parents=True)
+    (trained / "student.json").write_text("first")
+    ablate.main("extensions", "3")
+    assert few_runs[0] == (3, {"train.stop": "last_epoch"})
+    [again] = [c for _, c in few_runs if c.get("student.weights") == "classifier"]
+    kept = tmp_path / "clone" / again["student.checkpoint"]
+    assert (kept / "student.json").read_text() == "first"
 
 
 @pytest.mark.parametrize("name", ["table2", "figure6b"])
@@ -212,13 +249,66 @@ def test_classes_are_compared_from_the_most_biased_on(few_runs, tmp_path, capsys
     assert (tmp_path / "tables3to5.svg").read_text().startswith("<svg")
 
 
+@pytest.mark.parametrize(
+    ("kind", "classes", "means"),
+    [("voc2012", "voc", [88.8, 90.1]), ("coco2014", "coco", [67.7, 70.3])],
+)
+def test_classes_of_a_published_data_set_have_its_figures_beside(kind, classes, means):
+    names = list(class_list(str(ROOT / f"stages/sources/classes/{classes}.txt")))
+    ablation = ABLATIONS["tables3to5"]
+    lines = pd.concat(
+        pd.DataFrame({"row": row, "seed": 0, "class": names, "bias": 0.5, "student_AP": 60.0})
+        for row in ablation.rows
+    )
+    table = ablate.summary(lines, ablation, kind).filter(like="published")
+    assert table.columns.tolist() == [f"published, {row}" for row in ablation.rows]
+    assert len(table) == len(names)
+    assert table.mean().tolist() == pytest.approx(means, abs=0.1)
+    for other in ("voc2007", "folder"):  # VOC's classes, but other photographs
+        assert ablate.summary(lines, ablation, other).filter(like="published").empty
+
+
+def test_table_1_is_a_line_a_method_and_seed_and_cduls_labels(tmp_path, monkeypatch, capsys):
+    asked = []
+    untrained = dict.fromkeys(table1.TRAINING_FREE, 30.0)
+
+    def reproduce(seed: int, changes: dict[str, Any], *targets: str) -> Path:
+        asked.append((seed, targets))
+        results = tmp_path / "results/table1"
+        results.mkdir(parents=True, exist_ok=True)
+        for name in METHODS:
+            (results / f"{name}.json").write_text(json.dumps({"mAP": 40.0 + seed}))
+        (results / "cdul.json").write_text(json.dumps({"mAP": 50.0, "label_mAP": [40.0, seed]}))
+        (results / "training_free.json").write_text(json.dumps(untrained))
+        (tmp_path / "results/metrics.json").write_text(json.dumps({"mAP": 60.0}))
+        return tmp_path
+
+    monkeypatch.setattr(table1, "prepare", lambda: PARAMS)
+    monkeypatch.setattr(table1, "must_be_judged", lambda seed: None)
+    monkeypatch.setattr(table1, "reproduce", reproduce)
+    monkeypatch.setattr(table1, "RESULT", tmp_path / "table1.csv")
+    monkeypatch.setattr(table1, "CDUL_LABELS", tmp_path / "labels.csv")
+    table1.main("3,4")
+    lines = pd.read_csv(tmp_path / "table1.csv")
+    assert lines["seed"].value_counts().to_dict() == dict.fromkeys((3, 4), len(METHODS) + 9)
+    assert not lines.duplicated(["level", "method", "seed"]).any()
+    assert lines.loc[lines["method"] == "WAN + BoostLU", "mAP"].tolist() == [43.0, 44.0]
+    labels = pd.read_csv(tmp_path / "labels.csv").to_numpy().tolist()
+    assert labels == [[3, 0, 40], [3, 1, 3], [4, 0, 40], [4, 1, 4]]
+    assert (tmp_path / "table1.svg").read_text().startswith("<svg")
+    assert "G2NetPL, approximate" in capsys.readouterr().out
+    assert {seed for seed, _ in asked} == {3, 4}
+
+
 def test_figures_are_drawn_from_what_the_pipeline_left(comparing: Project):
     comparing.run("python", "-m", "experiments.figures")
     results = comparing / "results"
     for name in ("figure2d", "figure10", "figure8"):
         assert (results / f"{name}.svg").read_text().startswith("<svg")
     shares = pd.read_csv(results / "figure10.csv")
-    assert shares.groupby("source")["share"].sum().to_numpy() == pytest.approx(1)
+    assert shares.groupby("source")["share"].sum().to_numpy() == pytest.approx(
+        1, abs=0.5e-4 * len(MINI_CLASSES)
+    )
     truth = pd.read_csv(comparing / "truth.csv").set_index("image_id")
     boxes = pd.read_parquet(comparing / "data/cam_boxes.parquet")
     for line in pd.read_csv(results / "figure11.csv").to_dict("records"):
@@ -309,13 +399,122 @@ def test_a_stopped_method_goes_on_to_the_same_student(cold_project: Project, met
     assert student() == undisturbed
 
 
-def test_a_method_without_labels_to_learn_from_says_so(comparing: Project):
-    comparing.set(source__labels="data/none")
-    comparing.repro("ground_truth")
+def relabel(project: Project, split: str) -> None:
+    """Take the labels of a split away."""
+    path = project / "truth.csv"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(split)]
+    path.write_text("\n".join(lines) + "\n")
+    project.repro("ground_truth")
+
+
+def test_without_training_labels_clips_methods_are_judged_and_others_say_what_they_need(
+    comparing: Project,
+):
+    relabel(comparing, "train")
+    comparing.set(cam_boxes__views="grid", cam_boxes__mean_views=9.0, train__epochs=1)
+    comparing.repro("fuse_labels")
+    comparing.run("python", "-m", "experiments.baseline", "clip_an")
+    comparing.run("python", "-m", "experiments.cdul")
+    found = json.loads((comparing / "results/table1/cdul.json").read_text())
+    assert found["label_mAP"] == [None] * 3
+    assert 0 < found["mAP"] <= 100
     done = comparing.run("python", "-m", "experiments.baseline", "bce", check=False)
     assert done.returncode == 1
-    assert "source.labels" in done.stderr
+    assert "bce needs labels of training images: see source.labels" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["baseline bce", "cdul", "training_free"])
+def test_without_test_labels_nothing_is_trained(comparing: Project, command: str):
+    relabel(comparing, "test")
+    comparing.set(cam_boxes__views="grid", cam_boxes__mean_views=9.0)
+    if command == "cdul":
+        comparing.repro("fuse_labels")
+    done = comparing.run("python", "-m", *f"experiments.{command}".split(), check=False)
+    assert done.returncode == 1
+    assert "no test image has a label: see source.labels" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(comparing.root.glob(f".ccd/{command.replace(' ', '-')}/*/epochs/*"))
+
+
+def test_soft_labels_begin_roles_table_in_their_proportion():
+    table = Role(torch.tensor([[1.0, 0.0, 0.9, 0.1]]), 1.5, seed=0).kept["table"].sigmoid()[0]
+    assert table[0].item() == pytest.approx(0.995)
+    assert 0.4 <= table[1].item() <= 0.6
+    assert 0.4 < table[3].item() < 0.7 < table[2].item() < 0.995
+
+
+@pytest.fixture
+def committed(comparing: Project) -> Project:
+    """Its code and parameters are in git; photographs, labels and teacher are the user's own."""
+    git(
+        comparing,
+        "add",
+        "stages",
+        "experiments",
+        "dvc.yaml",
+        "dvc.lock",
+        "params.yaml",
+        "data/none",
+    )
+    git(comparing, "add", ".dvc/config", ".dvcignore", ".gitignore", "results")
+    git(comparing, "commit", "-qm", "a")
+    return comparing
+
+
+def git(project: Project, *words: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    project.run("git", *identity, *words)
+
+
+def test_an_ablation_runs_on_a_users_own_photographs_and_only_what_differs(committed: Project):
+    command = [sys.executable, "-m", "experiments.ablate", "tables3to5", "--seeds", "0"]
+    said = committed.run(*command).stdout
+    ran = re.findall(r"Running stage '([^']+)'", said)
+    assert ran[:2] == ["bias", "warmup"]
+    assert not {"global_clip", "index", "weights"} & set(ran)
+    lines = pd.read_csv(committed / "results/tables3to5.csv")
+    assert lines.groupby("row", sort=False)["class"].agg(list).tolist() == [list(MINI_CLASSES)] * 2
+    own = pd.read_csv(committed / "results/per_class.csv").set_index("class")["student_AP"]
+    of_clone = lines[lines["row"] == "with debiasing"].set_index("class")["student_AP"]
+    assert of_clone.equals(own)
+    assert "Running stage" not in committed.run(*command).stdout
+
+
+def test_experiments_refuse_what_is_not_committed_and_labels_that_are_not_there(committed: Project):
+    committed.set(fuse_labels__alpha=0.6)
+    command = [sys.executable, "-m", "experiments.ablate", "table2"]
+    done = committed.run(*command, check=False)
+    assert done.returncode == 1
+    assert "commit or undo them first: params.yaml" in done.stderr
+    committed.set(source__labels="data/none")
+    git(committed, "commit", "-qam", "b")
+    for name in ("ablate table2", "table1"):
+        module = f"experiments.{name}".split()
+        done = committed.run(sys.executable, "-m", *module, check=False)
+        assert done.returncode == 1
+        assert "no test image has a label" in done.stderr
+        assert "Running stage 'warmup'" not in done.stdout
+    shutil.rmtree(committed / ".git")
+    done = committed.run(*command, check=False)
+    assert done.returncode == 1
+    assert "experiments run what git has committed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_users_files_are_linked_into_the_clone_and_never_taken_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/labels.csv", "words.txt", ".ccd/experiments/kept.txt"):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    Path("kept.txt").write_text("another")
+    for name in ("photos", "photos/labels.csv", "words.txt", "kept.txt", "absent", "words.txt"):
+        link(Path(name))
+    clone = Path(".ccd/experiments")
+    assert (clone / "photos/labels.csv").read_text() == "photos/labels.csv"
+    assert (clone / "words.txt").read_text() == "words.txt"
+    assert (clone / "kept.txt").read_text() != "another"
+    assert not Path("photos/labels.csv").is_symlink()
 
 
 def test_the_table_has_every_published_row_and_marks_what_was_not_run():
