@@ -23,7 +23,8 @@ from stages.params import PARAMS_FILE, Params, parse_params, read_yaml
 CLONE = Path(".ccd/experiments")
 DVC = [sys.executable, "-m", "dvc"]
 DEMO = Path("data/demo")
-RUN = [str(PARAMS_FILE), "dvc.yaml", "stages", "experiments", str(DEMO)]  # what a run is made of
+# what a run is made of; a lock only says what the last one gave
+RUN = [str(PARAMS_FILE), "dvc.yaml", "stages", "experiments", str(DEMO), ":(exclude)*dvc.lock"]
 # what a user's own files are named by; the root first, since others may lie below it
 OWN = (
     "source.root",
@@ -41,16 +42,10 @@ def prepare() -> Params:
         params = parse_params(read_yaml(PARAMS_FILE))
     except UserError as error:
         raise SystemExit(str(error)) from None
-    changed = subprocess.run(
-        ["git", "diff", "--name-only", "HEAD", "--", *RUN],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    if changed.returncode:
-        raise SystemExit(f"experiments run what git has committed: {changed.stderr.strip()}")
-    if changed.stdout:
+    if changed := uncommitted():
         raise SystemExit(
             "experiments run what git has committed, which these changes are not, so commit or "
-            f"undo them first: {', '.join(changed.stdout.splitlines())}"
+            f"undo them first: {', '.join(changed)}"
         )
     if not CLONE.exists():
         subprocess.run(["git", "clone", "-q", ".", str(CLONE)], check=True)
@@ -61,6 +56,15 @@ def prepare() -> Params:
     for key in OWN:
         link(Path(_value(key)))
     return params
+
+
+def uncommitted() -> list[str]:
+    """The files that a run is made of and that are not as committed."""
+    command = ["git", "diff", "--name-only", "HEAD", "--", *RUN]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"experiments run what git has committed: {done.stderr.strip()}")
+    return done.stdout.splitlines()
 
 
 def link(path: Path) -> None:

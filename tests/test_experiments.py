@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from experiments import ablate, table1, training_free
 from experiments.ablations import Ablation, ablations
 from experiments.cdul import Aligned
-from experiments.clone import link, seed_list, show_experiments
+from experiments.clone import link, seed_list, show_experiments, uncommitted
 from experiments.figures import alike
 from experiments.methods import METHODS, Role
 from experiments.settings import Baseline, Cdul
@@ -499,6 +499,19 @@ def test_experiments_refuse_what_is_not_committed_and_labels_that_are_not_there(
     assert done.returncode == 1
     assert "experiments run what git has committed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_demos_last_run_gave_need_not_be_committed(committed: Project, monkeypatch):
+    monkeypatch.chdir(committed.root)
+    made = [Path("data/demo") / name for name in ("world.py", "dvc.lock")]
+    for written in ("one", "another"):
+        for path in made:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(written)
+        if written == "one":
+            git(committed, "add", "data/demo")
+            git(committed, "commit", "-qm", "b")
+    assert uncommitted() == ["data/demo/world.py"]
 
 
 def test_a_users_files_are_linked_into_the_clone_and_never_taken_out(tmp_path, monkeypatch):
