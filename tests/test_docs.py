@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 from ruamel.yaml import YAML
@@ -95,7 +95,15 @@ def test_the_readme_names_every_setting_of_the_machine():
     assert documented == set(re.findall(r"^\| `(CCD_[A-Z_]+)`", README, flags=re.M))
 
 
-def test_every_file_the_documents_link_to_is_there():
+def anchors(document: Path) -> set[str]:
+    """What can be linked to in it, as git hosts make it of headings."""
+    headings = re.findall(r"^#+ (.*)", document.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+def test_every_file_and_heading_the_documents_link_to_is_there():
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
-        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / link).stat().st_size, f"{document.name}: {link}"
+        for link, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", document.read_text()):
+            target = document.parent / link if link else document
+            assert target.stat().st_size, f"{document.name}: {link}"
+            assert not anchor or anchor in anchors(target), f"{document.name}: {link}#{anchor}"

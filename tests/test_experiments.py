@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from experiments.figures import alike
 from experiments.methods import METHODS, Role
 from experiments.settings import Baseline, Cdul
 from experiments.table1 import CCD, LEVELS, summary
+from stages.artifacts import parts_of
 from stages.labelling import Labeller
 from stages.method.average_precision import mean_average_precision
 from stages.params import Params, parse_params, read_yaml
@@ -133,7 +135,8 @@ def test_without_training_whole_images_and_tiles_are_scored(comparing: Project):
     assert found["tiles_softmax"] != found["softmax"]
 
 
-def test_tiles_count_by_the_best_of_them():
+def test_tiles_count_by_the_best_of_them(monkeypatch):
+    monkeypatch.setattr(training_free, "parts_of", partial(parts_of, size=3))
     rng = np.random.default_rng(0)
     unit = [v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (
         rng.normal(size=(4, 6)), rng.normal(size=(4, 9, 6)), rng.normal(size=(3, 6))
@@ -161,14 +164,17 @@ def test_every_row_of_an_ablation_is_a_valid_set_of_parameters(dataset: str, rec
 
 
 def test_rows_that_are_multiples_are_of_what_is_committed():
-    content = changed({"cam_boxes.mean_views": 10.0, "labels.temperature": 0.01})
-    found = ablations(content)
+    found = ablations(
+        changed(
+            {"cam_boxes.mean_views": 10.0, "labels.temperature": 0.01, "train.epochs": 8},
+        )
+    )
     assert list(found["figure6a"].rows) == ["4.0", "7.0", "10.0", "14.0", "18.0"]
     temperatures = [c["labels.temperature"] for c in found["extensions"].rows.values()
                     if "labels.temperature" in c]  # fmt: skip
     assert temperatures == [0.005, 0.02]
     longer = found["extensions"].rows["as many epochs, one update"]
-    assert longer["train.epochs"] == 2 * PARAMS.train.epochs
+    assert longer["train.epochs"] == 16
 
 
 @pytest.mark.parametrize("recipe", ["paper", "official", "recommended"])
@@ -237,6 +243,15 @@ def test_an_ablation_is_a_line_a_row_and_seed_and_a_chart(name: str, few_runs, t
     assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
     said = capsys.readouterr().out
     assert f"{61 + len(rows) / 2:.1f}" in said  # the first row's mean
+
+
+def test_a_run_whose_training_images_have_no_labels_has_no_column_for_them(tmp_path):
+    figures = {"mAP": 60.0, "teacher_mAP": 50.0, "warmup_mAP": 55.0}
+    figures |= {"diagnostics": {"views_per_image": 5.0}}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/metrics.json").write_text(json.dumps(figures))
+    columns = ["teacher_mAP", "warmup_mAP", "mAP", "views_per_image"]
+    assert ablate.of_run(tmp_path).columns.tolist() == columns
 
 
 def test_classes_are_compared_from_the_most_biased_on(few_runs, tmp_path, capsys):
@@ -363,6 +378,16 @@ def test_every_method_trains_and_is_judged(comparing: Project, method: str):
     knows = {"all": 4, "some": 0.4, "one": 1, "clip": 1}[METHODS[method].knows]
     expected = 3 if METHODS[method].absent else knows
     assert found["observed_per_image"] == pytest.approx(expected, abs=0.35)
+
+
+@pytest.mark.parametrize(("method", "boost"), [("an", 1.0), ("an_boost", 5.0)])
+def test_a_boosted_method_multiplies_positive_activations_as_published(
+    comparing: Project, method: str, boost: float
+):
+    comparing.set(train__epochs=0)
+    comparing.run("python", "-m", "experiments.baseline", method)
+    [note] = comparing.root.glob(f".ccd/baseline-{method}/*/staging/student.json")
+    assert json.loads(note.read_text())["boost"] == boost
 
 
 def test_one_method_runs_nothing_else_and_a_second_time_nothing(comparing: Project):
@@ -521,13 +546,16 @@ def test_a_users_files_are_linked_into_the_clone_and_never_taken_out(tmp_path, m
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     Path("kept.txt").write_text("another")
-    for name in ("photos", "photos/labels.csv", "words.txt", "kept.txt", "absent", "words.txt"):
+    Path("photos/words.txt").symlink_to(Path("words.txt").resolve())
+    given = ["photos", "photos/labels.csv", "photos/words.txt", "words.txt", "kept.txt", "absent"]
+    for name in (*given, *given):
         link(Path(name))
     clone = Path(".ccd/experiments")
     assert (clone / "photos/labels.csv").read_text() == "photos/labels.csv"
     assert (clone / "words.txt").read_text() == "words.txt"
     assert (clone / "kept.txt").read_text() != "another"
     assert not Path("photos/labels.csv").is_symlink()
+    assert Path("photos/words.txt").readlink() == Path("words.txt").resolve()
 
 
 def test_the_table_has_every_published_row_and_marks_what_was_not_run():

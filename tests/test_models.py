@@ -21,7 +21,13 @@ from bench.made_up import write_teacher
 from stages.cam_boxes import better_maps
 from stages.errors import UserError
 from stages.models.folding import fold_batch_norm
-from stages.models.student import Student, activation_maps, build_student, logits_of
+from stages.models.student import (
+    Student,
+    activation_maps,
+    build_student,
+    layer_cam,
+    logits_of,
+)
 from stages.models.teacher import Teacher, attention_pool, interpolate_positions
 from stages.models.weights import load_weights, save_weights
 from stages.params import Teacher as TeacherParams
@@ -265,6 +271,7 @@ def test_maps_of_several_sizes_and_mirrored_are_their_mean():
     settings = settings.model_copy(update={"input_size": 64})
     plain = activation_maps(student, note, views, "cpu")
     assert torch.equal(maps(), plain)
+    assert torch.equal(maps(map="layercam"), layer_cam(student, note, views, "cpu"))
     other = activation_maps(student, note, views.flip(-1), "cpu").flip(-1)
     assert torch.allclose(maps(mirror=True), (plain + other) / 2, atol=1e-6)
     large = F.interpolate(views.float(), size=(96, 96), mode="bilinear", antialias=True)
