@@ -210,22 +210,25 @@ def test_the_logit_is_the_mean_of_the_map():
     assert torch.allclose(logits_of(maps)[1, 2], maps[1, 2].sum() / 20)
 
 
+class Logits(nn.Module):
+    """A student as the oracles of maps take it."""
+
+    def __init__(self, student: Student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, images):
+        return logits_of(self.student(images))
+
+
 def test_the_maps_are_those_of_grad_cam():
     """With global average pooling and a 1x1 head the two differ by a factor and the ReLU alone."""
     student = student_of("resnet18", 32, boost=1.0)
     nn.init.normal_(student.head.weight, std=0.1)
 
-    class Logits(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.student = student
-
-        def forward(self, images):
-            return logits_of(self.student(images))
-
     images = torch.randn(1, 3, 96, 96)
     for c in range(3):
-        with GradCAM(model=Logits(), target_layers=[student.backbone.layer4]) as cam:
+        with GradCAM(model=Logits(student), target_layers=[student.backbone.layer4]) as cam:
             oracle = cam(input_tensor=images, targets=[ClassifierOutputTarget(c)])[0]
         with torch.no_grad():
             own = student(images)[0, c] - student.head.bias[c]
@@ -240,19 +243,11 @@ def test_what_speaks_for_a_class_is_layer_cam(boost: float):
     student = student_of("resnet18", 32, boost=boost)
     nn.init.normal_(student.head.weight, std=0.1)
 
-    class Logits(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.student = student
-
-        def forward(self, images):
-            return logits_of(self.student(images))
-
     images = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         own = student.evidence(images)[0]
     for c in range(3):
-        with LayerCAM(model=Logits(), target_layers=[student.backbone.layer4]) as cam:
+        with LayerCAM(model=Logits(student), target_layers=[student.backbone.layer4]) as cam:
             oracle = cam(input_tensor=images, targets=[ClassifierOutputTarget(c)])[0]
         found = F.interpolate(own[None, None, c], size=96, mode="bilinear")[0, 0].numpy()
         assert np.corrcoef(found.ravel(), oracle.ravel())[0, 1] > 0.98
