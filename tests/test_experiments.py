@@ -505,6 +505,16 @@ def test_an_ablation_runs_on_a_users_own_photographs_and_only_what_differs(commi
     assert "Running stage" not in committed.run(*command).stdout
 
 
+def test_table_1_runs_nothing_that_it_ran_before_with_another_seed_in_between(committed: Project):
+    only = ["--only", "an,cdul,training_free"]
+    command = [sys.executable, "-m", "experiments.table1", *only, "--seeds", "0,1"]
+    said = committed.run(*command).stdout
+    assert said.count("Running stage 'experiments/dvc.yaml:baseline@an'") == 2
+    lines = pd.read_csv(committed / "results/table1.csv")
+    assert "Running stage" not in committed.run(*command).stdout
+    assert pd.read_csv(committed / "results/table1.csv").equals(lines)
+
+
 def test_experiments_refuse_what_is_not_committed_and_labels_that_are_not_there(committed: Project):
     committed.set(fuse_labels__alpha=0.6)
     command = [sys.executable, "-m", "experiments.ablate", "table2"]
