@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
@@ -107,3 +108,43 @@ def test_every_file_and_heading_the_documents_link_to_is_there():
             target = document.parent / link if link else document
             assert target.stat().st_size, f"{document.name}: {link}"
             assert not anchor or anchor in anchors(target), f"{document.name}: {link}#{anchor}"
+
+
+@pytest.mark.parametrize(
+    "name", ["table2", "figure3", "figure6a", "figure6b", "figure7", "extensions"]
+)
+def test_the_documented_ablations_are_those_that_were_recorded(name: str):
+    lines = pd.read_csv(ROOT / f"results/{name}.csv", dtype={"row": str})
+    for row, of_row in lines.groupby("row", sort=False)["mAP"]:
+        seeds = " | ".join(f"{quality:.1f}" for quality in of_row)
+        found = f"{seeds} | **{of_row.mean():.1f}** | {of_row.std():.1f}"
+        assert found in documented(name).get(str(row), ""), f"{name}: {row}"
+
+
+def test_the_documented_methods_are_those_that_were_recorded():
+    lines = pd.read_csv(ROOT / "results/table1.csv")
+    for (level, method), of_method in lines.groupby(["level", "method"], sort=False)["mAP"]:
+        found = f"{method} | **{of_method.mean():.1f}** | {of_method.std():.1f}"
+        assert found in documented("table1").get(level, ""), f"{level}: {method}"
+
+
+def test_the_documented_classes_are_those_that_were_recorded():
+    lines = pd.read_csv(ROOT / "results/tables3to5.csv")
+    of_class = lines.pivot_table(index="class", columns="row", values="student_AP")
+    for name, quality in of_class.iterrows():
+        without, with_ = quality["without debiasing"], quality["with debiasing"]
+        found = f"{without:.1f} | {with_:.1f} | {with_ - without:+.1f}"
+        assert found in documented("tables3to5").get(str(name), ""), name
+
+
+def documented(name: str) -> dict[str, str]:
+    """The rows of the table in the section of experiments.md that has that command's chart.
+
+    By the first cell; those of one first cell in one string.
+    """
+    sections = (ROOT / "docs/experiments.md").read_text().split("\n## ")
+    (section,) = (text for text in sections if f"](../results/{name}.svg)" in text)
+    rows: dict[str, str] = {}
+    for first, rest in re.findall(r"^\| ([^|]+?) \| (.+) \|$", section, flags=re.M):
+        rows[first] = rows.get(first, "") + f"{rest}\n"
+    return rows
