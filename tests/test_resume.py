@@ -44,23 +44,27 @@ def start(project: Project, *command: str) -> subprocess.Popen[str]:
     )
 
 
-def work(project: Project, stage: str) -> dict[Path, int]:
-    """The finished pieces of work in the stage's scratch, and when they were written."""
+def pieces(project: Project, stage: str) -> list[Path]:
+    """The finished pieces of work in the stage's scratch; a running stage may delete old ones."""
     scratch = project / f".ccd/{stage}"
-    files = [*scratch.glob("*/blocks-of-*/*.npz"), *scratch.glob("*/epochs/*.safetensors")]
-    return {file: file.stat().st_mtime_ns for file in files}
+    return [*scratch.glob("*/blocks-of-*/*.npz"), *scratch.glob("*/epochs/*.safetensors")]
+
+
+def work(project: Project, stage: str) -> dict[Path, int]:
+    """The pieces of a stage that does not run, and when they were written."""
+    return {file: file.stat().st_mtime_ns for file in pieces(project, stage)}
 
 
 def pieces_done(project: Project, stage: str) -> int:
     """Finished blocks, or the number of the last finished epoch; only two of those are kept."""
-    files = work(project, stage)
+    files = pieces(project, stage)
     return max((int(f.stem) for f in files), default=0) if stage in EPOCHS else len(files)
 
 
-def halt_at_work(project: Project, stage: str, pieces: int, process: subprocess.Popen[str]) -> None:
+def halt_at_work(project: Project, stage: str, least: int, process: subprocess.Popen[str]) -> None:
     """Freeze the process group once at least so many pieces of work are done, but not all."""
     deadline = time.monotonic() + 120
-    while pieces_done(project, stage) < pieces:
+    while pieces_done(project, stage) < least:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.001)
