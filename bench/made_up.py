@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from data.demo.scenes import draw_photo
+from demo.scenes import draw_photo
 from stages.images.decode import inspect
-from stages.models.weights import save_weights
+from stages.models.weights import TeacherNote, save_weights
 
 SIZES = ((500, 375), (375, 500), (500, 333), (500, 375), (333, 500))
 
@@ -42,7 +42,7 @@ def write_teacher(folder: Path, model: str) -> None:
             "std": list(open_clip.OPENAI_DATASET_STD),
         },
     }
-    save_weights(folder / "open_clip_model.safetensors", made.state_dict(), {})
+    save_weights(folder / "open_clip_model.safetensors", made.state_dict(), TeacherNote())
     (folder / "open_clip_config.json").write_text(json.dumps(config))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,35 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.made_up import boxes_of, write_photos, write_teacher
 from bench.published import look_at_crops
-from stages import machine
-from stages.embedding import embed_looks, parts_of_images, whole_images
-from stages.images.augment import normalise
-from stages.images.views import Cutting
-from stages.job import Job
-from stages.method.objective import consistency_loss, label_loss
-from stages.method.types import Integers
-from stages.models.student import IMAGENET_MEAN, IMAGENET_STD, build_student, logits_of
+from stages.images.crops import CropRule
+from stages.images.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
+from stages.method.objective import Objective, consistency_loss, label_loss
+from stages.models.device import block_size, device
+from stages.models.embedding import box_views, embed_views, whole_image_views
+from stages.models.student import StudentConfig, build_student, logits_of
 from stages.models.teacher import Teacher, interpolate_positions
-from stages.params import Optimiser
-from stages.resume import in_blocks
-from stages.training import Recipe, train_epochs
+from stages.runtime.job import Job
+from stages.runtime.params import Optimiser
+from stages.runtime.resume import in_blocks
+from stages.runtime.types import Integers
+from stages.training.loop import Recipe, Trainer
 
-Row = dict[str, Any]
+Row = Mapping[str, str | float | list[float] | list[int]]  # of the table, by column
 Timed = Callable[[], float]  # does the work and returns how much: images, or megapixels
 
 
-def compare(name: str, one: Timed, other: Timed, rounds: int, device: str) -> Row:
-    """Rate of `one` over that of `other`, alternately measured; the first round does not count."""
+def compare(name: str, one: Timed, other: Timed, rounds: int, where: str) -> Row:
+    """Rate of `one` over that of `other`, alternately measured; the first round does not count.
+
+    where: the device.
+    """
     rates: list[tuple[float, float]] = []
     for _ in range(rounds + 1):
         pair = []
         for work in (one, other):
             began = time.perf_counter()
             done = work()
-            if device.startswith("cuda"):
+            if where.startswith("cuda"):
                 torch.cuda.synchronize()
             pair.append(done / (time.perf_counter() - began))
         rates.append((pair[0], pair[1]))
@@ -61,37 +64,41 @@ def inference(
     folder: Path, model: str, precision: str, size: int, images: int, each: int, rounds: int
 ) -> Iterator[Row]:
     """Rows a, b and c."""
-    device = machine.device()
+    where = device()
     photos = write_photos(folder / "photos", images)
     write_teacher(folder / "teacher", model)
-    teacher = Teacher(folder / "teacher", device, precision)
-    teacher.take(size, "size", aspect_kept=True)
+    teacher = Teacher(folder / "teacher", where, precision)
+    teacher.prepare(size, "size", aspect_kept=True)
     yield {"row": "batch", "ratio": teacher.batch}
     boxes = boxes_of(photos, each)
     image = np.arange(len(photos)).repeat(each)
     edges = boxes.to_numpy()
 
-    def work(looks: Any, count: int, cutting: Cutting, done: float) -> float:
+    def work(views_of: Any, count: int, rule: CropRule, done: float) -> float:
         shutil.rmtree(folder / ".ccd", ignore_errors=True)
-        compute = partial(embed_looks, looks, teacher=teacher, cutting=cutting)
+        compute = partial(embed_views, views_of, teacher=teacher, rule=rule)
         blocks = in_blocks(
-            Job("bench", "x"), count, machine.block(device), "views", lambda b: compute(blocks=b)
+            Job("bench", "x"), count, block_size(where), "views", lambda b: compute(blocks=b)
         )
         assert sum(map(len, blocks.of("embedding"))) == count
         return done
 
     square = partial(
-        work, partial(whole_images, photos), images, Cutting(size, "square"), images * size**2 / 1e6
+        work,
+        partial(whole_image_views, photos),
+        images,
+        CropRule(size, "square"),
+        images * size**2 / 1e6,
     )
     sides = edges[:, 2:] - edges[:, :2]
     steps = np.maximum(np.round(sides * size / sides.max(axis=1, keepdims=True) / 32), 1)
     pixels = float((steps * 32).prod(axis=1).sum()) / 1e6
-    parts = partial(parts_of_images, photos, image, edges)
-    local = partial(work, parts, len(edges), Cutting(size), pixels)
+    parts = partial(box_views, photos, image, edges)
+    local = partial(work, parts, len(edges), CropRule(size), pixels)
 
     views = torch.randint(0, 256, (teacher.batch, 3, size, size), dtype=torch.uint8)
-    inputs = normalise(views.to(device), teacher.mean, teacher.std).to(teacher.precision)
-    plain: Any = open_clip.create_model(f"local-dir:{folder / 'teacher'}", device=device).visual
+    inputs = normalise(views.to(where), teacher.mean, teacher.std).to(teacher.precision)
+    plain: Any = open_clip.create_model(f"local-dir:{folder / 'teacher'}", device=where).visual
     plain = at_size(plain.eval(), size).to(teacher.precision, memory_format=torch.channels_last)
     passes = max(1, images // teacher.batch)
 
@@ -102,23 +109,23 @@ def inference(
         return passes * len(inputs) * size**2 / 1e6
 
     folded = partial(bare, teacher.embed_inputs)
-    yield compare("a: global views ÷ bare tower", square, partial(bare, plain), rounds, device)
-    yield compare("a: … ÷ bare tower, folded", square, folded, rounds, device)
-    yield compare("b: local views ÷ bare tower", local, partial(bare, plain), rounds, device)
-    yield compare("b: … ÷ bare tower, folded", local, folded, rounds, device)
-    if device.startswith("cuda"):
+    yield compare("a: global views ÷ bare tower", square, partial(bare, plain), rounds, where)
+    yield compare("a: … ÷ bare tower, folded", square, folded, rounds, where)
+    yield compare("b: local views ÷ bare tower", local, partial(bare, plain), rounds, where)
+    yield compare("b: … ÷ bare tower, folded", local, folded, rounds, where)
+    if where.startswith("cuda"):
         yield from ceiling(plain, inputs, folded)
-    literal: Any = open_clip.create_model(f"local-dir:{folder / 'teacher'}", device=device).visual
+    literal: Any = open_clip.create_model(f"local-dir:{folder / 'teacher'}", device=where).visual
     crops = in_squashed(photos, edges, each, size)
     few = [
         (Path(path), own) for path, own in zip(photos["path"][: images // 4], crops, strict=False)
     ]
 
     def published() -> float:
-        return look_at_crops(literal, few, size, device) / 1e6
+        return look_at_crops(literal, few, size, where) / 1e6
 
-    literal.eval().to(torch.float16 if device.startswith("cuda") else torch.float32)
-    yield compare("c: local views ÷ one crop at a time", local, published, rounds, device)
+    literal.eval().to(torch.float16 if where.startswith("cuda") else torch.float32)
+    yield compare("c: local views ÷ one crop at a time", local, published, rounds, where)
 
 
 def at_size(tower: Any, size: int) -> Any:
@@ -168,38 +175,49 @@ def ceiling(tower: Any, inputs: Tensor, folded: Timed) -> Iterator[Row]:
 
 def training(folder: Path, images: int, size: int, precision: str, rounds: int) -> Iterator[Row]:
     """Row d: an epoch from files, both views, against the bare network on tensors in memory."""
-    device = machine.device()
-    classes, batch = 20, 16
+    where = device()
+    batch = 16
     photos = write_photos(folder / "training", images)
-    note = {
-        "arch": "resnet50", "output_stride": 32, "boost": 1.0, "head": "library", "size": size,
-        "batch_norm": "batch", "precision": precision, "mean": IMAGENET_MEAN, "std": IMAGENET_STD,
-    }  # fmt: skip
-    labels = np.random.default_rng(0).uniform(0, 1, (images, classes)).astype(np.float32)
-    recipe = Recipe(1, Optimiser(batch=batch, lr=1e-5, head_lr_factor=10), 1.0, (0.5,) * 4, 0.5)
-    student = build_student(note, classes).to(device)
+    config = StudentConfig(
+        arch="resnet50",
+        output_stride=32,
+        weights="random",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        batch_norm="batch",
+        boost=1.0,
+        head="library",
+        precision=precision,
+        size=size,
+        classes=tuple(map(str, range(20))),
+    )
+    labels = torch.rand(images, 20, generator=torch.Generator().manual_seed(0))
+    settings = Optimiser(batch=batch, lr=1e-5, head_lr_factor=10)
+    recipe = Recipe(1, settings, 0, positive=0.5, consistency=1.0, jitter=(0.5,) * 4)
+    student = build_student(config).to(where)
 
     def epoch() -> float:
         shutil.rmtree(folder / ".ccd", ignore_errors=True)
-        for _ in train_epochs(Job("bench", "x"), student, note, photos, labels, recipe, {}, 0):
+        trainer = Trainer(Job("bench", "x"), student, photos, Objective(labels), recipe)
+        for _ in trainer.states(moments={}):
             pass
         return images
 
-    network = build_student(note, classes).to(device).train()
-    views = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    network = build_student(config).to(where).train()
+    views = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=where)
     inputs = normalise(views, IMAGENET_MEAN, IMAGENET_STD)
-    targets = torch.from_numpy(labels[:batch]).to(device)
-    mixed = torch.autocast(
-        device.partition(":")[0], torch.bfloat16, enabled=precision == "bfloat16"
-    )
+    targets = labels[:batch].to(where)
+    mixed = torch.autocast(where.partition(":")[0], torch.bfloat16, enabled=precision == "bfloat16")
 
     def bare() -> float:
         for _ in range(images // batch):
             network.zero_grad()
             with mixed:
-                weak_logits, strong_logits = (logits_of(network(inputs).float()) for _ in range(2))
+                weak_logits, strong_logits = (
+                    logits_of(network.class_activation_maps(inputs).float()) for _ in range(2)
+                )
             loss = label_loss(weak_logits, targets) + consistency_loss(weak_logits, strong_logits)
             torch.autograd.backward([loss])
         return images // batch * batch
 
-    yield compare("d: training from files ÷ bare forward and backward", epoch, bare, rounds, device)
+    yield compare("d: training from files ÷ bare forward and backward", epoch, bare, rounds, where)

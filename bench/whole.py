@@ -82,7 +82,7 @@ def lay_out_empty(root: Path, photos: bool) -> None:
 
 def count_stages() -> int:
     """The stages of a plain `dvc repro` here, those that draw the demo's data among them."""
-    files = ("dvc.yaml", "data/demo/dvc.yaml")
+    files = ("dvc.yaml", "demo/dvc.yaml")
     return sum(len(YAML(typ="safe").load(ROOT / file)["stages"]) for file in files)
 
 
@@ -165,7 +165,7 @@ def lay_out(root: Path, count: int) -> None:
     """The project, `count` small photographs (links to a few files), and an untrained tiny CLIP."""
     from open_clip.model import CLIP
 
-    from stages.models.weights import save_weights
+    from stages.models.weights import TeacherNote, save_weights
 
     for name in ("stages", "dvc.yaml", "params.yaml"):
         source = ROOT / name
@@ -190,7 +190,7 @@ def lay_out(root: Path, count: int) -> None:
     rows = [",".join([n, *map(str, row)]) for n, row in zip(names, known.tolist(), strict=True)]
     (root / "truth.csv").write_text("\n".join(["image_id," + ",".join(classes), *rows]) + "\n")
     model = CLIP(STUB["embed_dim"], STUB["vision_cfg"], STUB["text_cfg"])
-    save_weights(root / "teacher/open_clip_model.safetensors", model.state_dict(), {})
+    save_weights(root / "teacher/open_clip_model.safetensors", model.state_dict(), TeacherNote())
     config = {"model_cfg": STUB, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (root / "teacher/open_clip_config.json").write_text(json.dumps(config))
     yaml = YAML()

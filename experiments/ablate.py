@@ -23,7 +23,7 @@ from experiments.ablations import AROUND, EXACT, FIRST, LAST_EPOCH, Ablation, ab
 from experiments.charts import bars, curve, dumbbells
 from experiments.clone import DEMO, must_be_judged, prepare, reproduce, seed_list
 from stages.artifacts import STUDENT
-from stages.params import Source
+from stages.runtime.params import Source
 
 RESULTS = Path("results")
 PUBLISHED = Path(__file__).with_name("published_classes.csv")

@@ -5,11 +5,14 @@ Every row starts from the `params.yaml` that is committed.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from stages.params import Params
+from stages.runtime.params import Params
 
-Changes = dict[str, Any]
+# of a parameter
+Value = bool | int | float | str | Sequence[str] | Sequence[float]
+Changes = dict[str, Value]
 
 
 class Ablation(NamedTuple):
@@ -117,11 +120,11 @@ def ablations(params: Params) -> dict[str, Ablation]:
                     "fuse_labels.no_view": "keep",
                 },
                 "a second update": {
+                    **LAST_EPOCH,
                     "student.weights": "classifier",
                     "student.checkpoint": FIRST,
                     "warmup.epochs": 0,
-                }
-                | LAST_EPOCH,
+                },
                 "as many epochs, one update": {"train.epochs": 2 * params.train.epochs}
                 | LAST_EPOCH,
             },

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -29,107 +29,93 @@ from experiments.observed import (
     some_known,
     with_unlikely,
 )
-from experiments.results import aligned, judge, write_result
+from experiments.results import Data, aligned, read_data, write_result
 from experiments.settings import Baseline, read_settings
-from stages import machine
-from stages.artifacts import (
-    GLOBAL_SCORES,
-    GROUND_TRUTH,
-    INDEX,
-    STUDENT_INIT,
-    class_columns,
-    index_digest,
-    read_table,
-    usable,
-)
-from stages.epochs import State
-from stages.errors import UserError
-from stages.images.loading import batches_of, global_views
-from stages.job import Job, declaration, main
-from stages.method.average_precision import mean_average_precision, micro_average_precision
-from stages.method.types import Floats
-from stages.models.student import (
-    activation_maps,
-    build_student,
-    fitting_batch,
-    load_student,
-    logits_of,
-    start_from,
-)
+from stages.artifacts import GLOBAL_SCORES, STUDENT_INIT
+from stages.images.prefetch import load_global_views, split_batches
+from stages.method.average_precision import mean_average_precision
+from stages.method.evaluation import micro_average_precision
+from stages.method.objective import Objective
+from stages.models.backbones import BackboneConfig
+from stages.models.device import device
+from stages.models.student import Student, StudentConfig, build_student, set_first_weights
 from stages.models.weights import load_weights, save_weights
-from stages.params import Params
-from stages.progress import say
-from stages.training import Objective, Recipe, train_epochs
+from stages.runtime.errors import UserError
+from stages.runtime.fingerprint import declaration
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
+from stages.runtime.progress import say
+from stages.runtime.types import Floats
+from stages.storage.tables import class_columns, read_table
+from stages.training.loop import Recipe, Trainer
+from stages.training.state import State, first_state
 
 POSITIVE = 0.5  # a label at least this large counts as positive for the training's mAP
 
 
+class Judged(TypedDict):
+    """How good a student is, in percent, after so many epochs."""
+
+    epochs: int
+    mAP: float
+    micro_AP: float
+
+
 def run(name: str, params: Params, job: Job) -> None:
     method, settings = METHODS[name], read_settings().baseline
-    index, _ = read_table(INDEX)
-    digest = index_digest(index)
-    rows, held_out = usable(index, "train"), usable(index, "test")
-    truth, _ = read_table(GROUND_TRUTH, digest)
-    clip, _ = read_table(GLOBAL_SCORES, digest)
-    if class_columns(GROUND_TRUTH, truth) != class_columns(GLOBAL_SCORES, clip):
-        raise UserError(f"{GROUND_TRUTH.path} has other classes than the labels: run `dvc repro`")
-    known = aligned(truth, rows)
+    data = read_data()
+    clip, _ = read_table(GLOBAL_SCORES, data.digest)
+    if data.classes != class_columns(GLOBAL_SCORES, clip):
+        raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
+    known = aligned(data.truth, data.rows)
     if method.knows != "clip" and np.isnan(known).all():
         raise UserError(f"{name} needs labels of training images: see source.labels in params.yaml")
-    scores = aligned(clip, rows)
+    scores = aligned(clip, data.rows)
     observed = observe(method, known, scores, settings, np.random.default_rng(params.seed))
     boost = settings.boost if method.boost else 1.0
     objective = method.objective(torch.from_numpy(observed), settings, params.seed)
-    result, _ = train_and_judge(job, params, rows, held_out, truth, objective, boost, digest)
-    result |= {"knows": method.knows}
-    result |= {"observed_per_image": round(float((observed != 0).sum(axis=1).mean()), 3)}
-    write_result(job, name, {"method": name} | result)
+    result, _ = train_and_judge(job, params, data, objective, boost)
+    per_image = round(float((observed != 0).sum(axis=1).mean()), 3)
+    told = {"knows": method.knows, "observed_per_image": per_image}
+    write_result(job, name, {"method": name} | result | told)
 
 
 def train_and_judge(
-    job: Job,
-    params: Params,
-    rows: pd.DataFrame,
-    held_out: pd.DataFrame,
-    truth: pd.DataFrame,
-    objective: Objective,
-    boost: float,
-    digest: str,
-) -> tuple[dict[str, Any], State]:
+    job: Job, params: Params, data: Data, objective: Objective, boost: float
+) -> tuple[Judged, State]:
     """Train a student from its first weights by `objective`; how good it is on held-out images.
 
     Also returns the training's last state.
     """
-    judged = judge(truth, held_out)
-    classes = class_columns(GROUND_TRUTH, truth)
-    tensors, first = load_weights(STUDENT_INIT)
-    note = first | {
-        "batch_norm": params.student.batch_norm,
-        "boost": boost,
-        "head": params.student.head,
-        "precision": params.student.precision,
-        "size": params.student.input_size,
-        "classes": classes,
-        "index": digest,
-    }
+    judged = data.judged
+    tensors, first = load_weights(STUDENT_INIT, BackboneConfig)
+    config = StudentConfig.model_validate(
+        first.model_dump()
+        | {
+            "batch_norm": params.student.batch_norm,
+            "boost": boost,
+            "head": params.student.head,
+            "precision": params.student.precision,
+            "size": params.student.input_size,
+            "classes": data.classes,
+            "index": data.digest,
+        }
+    )
     torch.manual_seed(params.seed)
-    student = build_student(note, len(classes))
-    start_from(student, tensors, first, note)
+    student = build_student(config)
+    set_first_weights(student, tensors, first)
     epochs = params.warmup.epochs + params.train.epochs
-    recipe = Recipe(epochs, params.optimiser, 0.0, (), POSITIVE)
-    labels = objective.labels.clamp(min=0).float().numpy()
-    state = State(student.state_dict(), {}, [], {})
-    for latest in train_epochs(
-        job, student, note, rows, labels, recipe, {}, params.seed, objective
-    ):
+    recipe = Recipe(epochs, params.optimiser, params.seed, POSITIVE)
+    state = first_state(student.state_dict())
+    for latest in Trainer(job, student, data.rows, objective, recipe).states(moments={}):
         state = latest
     weights = job.staging / "student.safetensors"
-    save_weights(weights, state.weights, note)
-    found = probabilities(weights, held_out)
-    result = {
+    save_weights(weights, state.weights, config)
+    scores = probabilities(weights, data.held_out)
+    result: Judged = {
         "epochs": epochs,
-        "mAP": round(100 * mean_average_precision(judged, found), 2),
-        "micro_AP": round(100 * micro_average_precision(judged, found), 2),
+        "mAP": round(100 * mean_average_precision(judged, scores), 2),
+        "micro_AP": round(100 * micro_average_precision(judged, scores), 2),
     }
     say(f"{job.stage}: mAP {result['mAP']}")
     return result, state
@@ -161,12 +147,11 @@ def observe(
 
 def probabilities(weights: Path, rows: pd.DataFrame) -> Floats:
     """A trained student's probabilities for the index's `rows`: (images, classes)."""
-    device = machine.device()
-    student, note = load_student(weights, device)
-    batch = fitting_batch(student, note, note["size"], device)
-    views = global_views(rows, note["size"], batches_of(range(len(rows)), batch))
-    logits = [logits_of(activation_maps(student, note, some, device)) for some in views]
-    return torch.cat(logits).sigmoid().cpu().numpy()
+    student = Student.load(weights, device())
+    size = student.config.size
+    batches = split_batches(range(len(rows)), student.batch_size(size))
+    scores = [student.scores(views) for views in load_global_views(rows, size, batches)]
+    return torch.cat(scores).cpu().numpy()
 
 
 def command(

@@ -23,56 +23,45 @@ from torch import Tensor
 
 from experiments.baseline import train_and_judge
 from experiments.objectives import aggregated, aligned_labels, bernoulli_divergence
-from experiments.results import aligned, write_result
+from experiments.results import aligned, read_data, write_result
 from experiments.settings import Cdul, read_settings
-from stages.artifacts import (
-    CAM_BOXES,
-    GLOBAL_SCORES,
-    GROUND_TRUTH,
-    INDEX,
-    LOCAL_SCORES,
-    class_columns,
-    class_values,
-    index_digest,
-    read_table,
-    usable,
-)
-from stages.errors import UserError
-from stages.job import Job, declaration, main
+from stages.artifacts import CAM_BOXES, GLOBAL_SCORES, LOCAL_SCORES
 from stages.method.average_precision import mean_average_precision
-from stages.method.types import Floats
-from stages.params import Params
-from stages.training import Objective
+from stages.method.objective import Objective
+from stages.runtime.errors import UserError
+from stages.runtime.fingerprint import declaration
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
+from stages.runtime.types import Floats
+from stages.storage.tables import class_columns, class_values, read_table
 
 TILES = 9
 
 
 def run(params: Params, job: Job) -> None:
-    settings = read_settings().cdul
-    index, _ = read_table(INDEX)
-    digest = index_digest(index)
-    rows, held_out = usable(index, "train"), usable(index, "test")
-    truth, _ = read_table(GROUND_TRUTH, digest)
-    boxes, of_boxes = read_table(CAM_BOXES, digest, columns=["image_id"])
+    settings, data = read_settings().cdul, read_data()
+    rows = data.rows
+    boxes, of_boxes = read_table(CAM_BOXES, data.digest, columns=["image_id"])
     if of_boxes["views"] != "grid" or len(boxes) != TILES * len(rows):
         raise UserError(
             "the local views are no 3 x 3 tiles: set cam_boxes.views to grid and "
             "cam_boxes.mean_views to 9 in params.yaml and run `dvc repro fuse_labels`, or use "
             "`python -m experiments.table1`, which does so beside"
         )
-    images, _ = read_table(GLOBAL_SCORES, digest)
-    tiles, _ = read_table(LOCAL_SCORES, digest)
-    if class_columns(LOCAL_SCORES, tiles) != class_columns(GROUND_TRUTH, truth):
+    images, _ = read_table(GLOBAL_SCORES, data.digest)
+    tiles, _ = read_table(LOCAL_SCORES, data.digest)
+    if class_columns(LOCAL_SCORES, tiles) != data.classes:
         raise UserError(f"{LOCAL_SCORES.path} has other classes than the labels: run `dvc repro`")
-    whole = aligned(images, rows)
     of_tiles = class_values(LOCAL_SCORES, tiles).reshape(len(rows), TILES, -1)
-    labels = initial_labels(whole, of_tiles, settings)
+    labels = initial_labels(aligned(images, rows), of_tiles, settings)
     epochs = params.warmup.epochs + params.train.epochs
-    objective = Aligned(torch.from_numpy(labels), aligned(truth, rows), settings, epochs)
-    result, state = train_and_judge(job, params, rows, held_out, truth, objective, 1.0, digest)
-    quality = [None if math.isnan(q) else round(100 * q, 2) for q in state.kept["quality"].tolist()]
-    result |= {"knows": "clip", "label_mAP": quality}
-    write_result(job, "cdul", {"method": "cdul"} | result)
+    truth = aligned(data.truth, rows)
+    objective = Aligned(torch.from_numpy(labels), truth, settings, epochs)
+    result, state = train_and_judge(job, params, data, objective, 1.0)
+    shares = state.objective["quality"].tolist()
+    quality = [None if math.isnan(share) else round(100 * share, 2) for share in shares]
+    told = {"knows": "clip", "label_mAP": quality}
+    write_result(job, "cdul", {"method": "cdul"} | result | told)
 
 
 def initial_labels(whole: Floats, tiles: Floats, settings: Cdul) -> Floats:
@@ -93,24 +82,26 @@ class Aligned(Objective):
     them by; nothing is chosen by it.
     """
 
+    moved: Tensor
+    quality: Tensor
+
     def __init__(self, labels: Tensor, truth: Floats, settings: Cdul, epochs: int) -> None:
         super().__init__(labels)
         self.settings, self.truth = settings, truth
-        self.kept["labels"] = labels.clone()
-        self.kept["quality"] = torch.full((epochs + 1,), torch.nan)
-        self.kept["quality"][0] = mean_average_precision(truth, labels.numpy())
+        quality = torch.full((epochs + 1,), torch.nan)
+        quality[0] = mean_average_precision(truth, labels.numpy())
+        self.register_buffer("moved", labels.clone())
+        self.register_buffer("quality", quality)
 
-    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+    def forward(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
         """The divergence of the predictions from the labels as they are now."""
-        return bernoulli_divergence(self.kept["labels"][rows], logits)
+        return bernoulli_divergence(self.moved[rows], logits)
 
-    def after(self, predicted: Tensor, epoch: int) -> None:
+    def end_epoch(self, predicted: Tensor, epoch: int) -> None:
         """Take the step, with the epoch's predictions."""
-        labels = self.kept["labels"]
         if epoch >= self.settings.wait:
-            labels = aligned_labels(labels, predicted.sigmoid(), self.settings.width)
-            self.kept["labels"] = labels
-        self.kept["quality"][epoch] = mean_average_precision(self.truth, labels.cpu().numpy())
+            self.moved = aligned_labels(self.moved, predicted.sigmoid(), self.settings.width)
+        self.quality[epoch] = mean_average_precision(self.truth, self.moved.cpu().numpy())
 
 
 if __name__ == "__main__":

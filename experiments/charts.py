@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from stages.charts import FUSED, GRID, INK, TEACHER, svg
+from stages.page.charts import FUSED, GRID, INK, TEACHER, svg
 
 STUDENT = "mean average precision of the student, %"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import typer
 from ruamel.yaml import YAML
 
 from stages.artifacts import GROUND_TRUTH, INDEX
-from stages.errors import UserError
-from stages.params import PARAMS_FILE, Params, parse_params, read_yaml
+from stages.runtime.errors import UserError
+from stages.runtime.params import Params
+from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
 
 CLONE = Path(".ccd/experiments")
 DVC = [sys.executable, "-m", "dvc"]
@@ -80,10 +82,10 @@ def link(path: Path) -> None:
         place.symlink_to(path.resolve())
 
 
-def reproduce(seed: int, changes: dict[str, Any], *targets: str) -> Path:
+def reproduce(seed: int, changes: Mapping[str, object], *targets: str) -> Path:
     """Run `targets` in the clone with some parameters changed; returns where their outputs are."""
     subprocess.run(["git", "checkout", "-q", "-f", "."], cwd=CLONE, check=True)
-    edit_params(CLONE / PARAMS_FILE, {"seed": seed} | changes)
+    edit_params(CLONE / PARAMS_FILE, {"seed": seed, **changes})
     show_experiments(CLONE)
     if Path(_value("source.root")).is_relative_to(DEMO):
         edit_params(CLONE / DEMO / "params.yaml", {"world.seed": seed, "teacher.seed": seed})
@@ -123,7 +125,7 @@ def show_experiments(root: Path) -> None:
     ignored.write_text("\n".join(kept) + "\n")
 
 
-def edit_params(path: Path, changes: dict[str, Any]) -> None:
+def edit_params(path: Path, changes: Mapping[str, object]) -> None:
     """Change parameters in a file, by dotted keys that are there; its comments stay."""
     yaml = YAML()
     content = yaml.load(path)

@@ -20,7 +20,6 @@ from PIL import Image, ImageDraw
 from experiments.charts import togetherness
 from experiments.observed import likeliest, one_present
 from experiments.results import aligned
-from stages import charts
 from stages.artifacts import (
     BIAS,
     CAM_BOXES,
@@ -29,17 +28,16 @@ from stages.artifacts import (
     GROUND_TRUTH,
     INDEX,
     PSEUDO_LABELS,
-    class_columns,
-    class_values,
-    index_digest,
-    read_store,
-    read_table,
-    usable,
 )
-from stages.errors import UserError
 from stages.images.decode import read_image
-from stages.method.types import Booleans, Floats, Integers
-from stages.report import heated, positive_shares
+from stages.page import charts
+from stages.page.cards import heated
+from stages.page.sections import positive_shares
+from stages.runtime.errors import UserError
+from stages.runtime.types import Booleans, Floats, Integers
+from stages.storage.arrays import read_store
+from stages.storage.index import index_digest, usable
+from stages.storage.tables import class_columns, class_values, read_table
 
 RESULTS = Path("results")
 SIDE = 160  # pixels of a photograph on a sheet

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments import objectives as o
 from experiments.settings import Baseline
-from stages.training import Objective
+from stages.method.objective import Objective
 
 # of the paper's data sets, in the table's order: VOC12, VOC07, COCO, NUS-WIDE
 Published = tuple[float | None, float | None, float | None, float | None]
@@ -29,7 +29,7 @@ class Simple(Objective):
         super().__init__(observed)
         self.of = of
 
-    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+    def forward(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
         """As published, in `experiments.objectives`."""
         return self.of(logits, self.labels[rows])
 
@@ -41,15 +41,16 @@ class LargeLoss(Objective):
     the share does not grow.
     """
 
+    observed: Tensor
+
     def __init__(self, observed: Tensor, share: float, correct: bool, keep: bool = False) -> None:
         super().__init__(observed)
         self.share, self.correct, self.keep = share, correct, keep
-        if keep:
-            self.kept["observed"] = observed.clone()
+        self.register_buffer("observed", observed.clone(), persistent=keep)
 
-    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+    def forward(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
         """As published, in `experiments.objectives`."""
-        observed = self.kept["observed"] if self.keep else self.labels
+        observed = self.observed
         count = o.large_count(logits.numel(), epoch, self.share, growing=not self.keep)
         if not self.correct:
             return o.large_loss_rejection(logits, observed[rows], count)
@@ -73,11 +74,11 @@ class Role(Objective):
         rng = torch.Generator().manual_seed(seed)
         probability = 0.4 + 0.2 * torch.rand(observed.shape, generator=rng)
         probability += observed.clamp(min=0) * (0.995 - probability)
-        self.kept["table"] = torch.logit(probability).requires_grad_()
+        self.table = nn.Parameter(torch.logit(probability))
 
-    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+    def forward(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
         """As published, in `experiments.objectives`."""
-        return o.role(logits, self.kept["table"][rows], self.labels[rows], self.expected)
+        return o.role(logits, self.table[rows], self.labels[rows], self.expected)
 
 
 class Game(Objective):
@@ -87,19 +88,21 @@ class Game(Objective):
     epochs is not published: here from a half towards 1.
     """
 
+    played: Tensor
+
     def __init__(self, observed: Tensor, expected: float) -> None:
         super().__init__(observed)
         prior = min(expected / observed.shape[1], 1.0)
-        self.kept["labels"] = torch.full(observed.shape, prior)
+        self.register_buffer("played", torch.full(observed.shape, prior))
 
-    def loss(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+    def forward(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
         """As far as it is published, in `experiments.objectives`."""
         trust = epoch / (epoch + 1)
-        return o.game(logits, self.kept["labels"][rows], self.labels[rows], trust)
+        return o.game(logits, self.played[rows], self.labels[rows], trust)
 
-    def after(self, predicted: Tensor, epoch: int) -> None:
+    def end_epoch(self, predicted: Tensor, epoch: int) -> None:
         """The labels' turn."""
-        self.kept["labels"] = o.played_labels(self.kept["labels"], predicted.sigmoid())
+        self.played = o.played_labels(self.played, predicted.sigmoid())
 
 
 Build = Callable[[Tensor, Baseline, int], Objective]  # from what is observed, settings and seed

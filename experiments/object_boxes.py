@@ -19,11 +19,13 @@ import pandas as pd
 import typer
 from defusedxml import ElementTree
 
-from stages.artifacts import INDEX, read_table, usable
-from stages.errors import UserError, reason
-from stages.params import PARAMS_FILE, parse_params, read_yaml
+from stages.artifacts import INDEX
+from stages.runtime.errors import UserError, reason
+from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
 from stages.sources.box_table import EDGES, box_table
 from stages.sources.coco import SPLITS, read_annotations
+from stages.storage.index import usable
+from stages.storage.tables import read_table
 
 VIEWS = 9
 # of a box that is used again, where an image has fewer than nine

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stages.method.types import Floats
+from stages.runtime.types import Floats
 
 Observed = npt.NDArray[np.int8]
 

@@ -29,8 +29,8 @@ from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from data.demo.scenes import draw_photo
-from stages.presets.preset import preset
+from demo.scenes import draw_photo
+from stages.command.preset import preset
 from stages.sources.class_list import class_list
 
 CLONE = Path(".ccd/rehearsal")

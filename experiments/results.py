@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from stages.errors import UserError
-from stages.job import Job
-from stages.method.types import Floats
+from stages.artifacts import GROUND_TRUTH
+from stages.runtime.errors import UserError
+from stages.runtime.job import Job
+from stages.runtime.types import Floats
+from stages.storage.index import read_index, usable
+from stages.storage.tables import class_columns, read_table
 
 RESULTS = Path("results/table1")
+
+
+class Data(NamedTuple):
+    """The index's usable rows of both splits, the ground truth, and the index's digest."""
+
+    rows: pd.DataFrame
+    held_out: pd.DataFrame
+    truth: pd.DataFrame
+    digest: str
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names, in their order."""
+        return class_columns(GROUND_TRUTH, self.truth)
+
+    @property
+    def judged(self) -> Floats:
+        """The labels (images, classes) of the held-out images; refused if there are none."""
+        labels = aligned(self.truth, self.held_out)
+        if np.isnan(labels).all():
+            raise UserError("no test image has a label: see source.labels in params.yaml")
+        return labels
+
+
+def read_data() -> Data:
+    """What every method is trained on and judged by."""
+    index, digest = read_index()
+    truth, _ = read_table(GROUND_TRUTH, digest)
+    return Data(usable(index, "train"), usable(index, "test"), truth, digest)
 
 
 def aligned(table: pd.DataFrame, rows: pd.DataFrame) -> Floats:
@@ -21,15 +54,7 @@ def aligned(table: pd.DataFrame, rows: pd.DataFrame) -> Floats:
     return table.set_index("image_id").reindex(rows["image_id"]).to_numpy(np.float32)
 
 
-def judge(truth: pd.DataFrame, held_out: pd.DataFrame) -> Floats:
-    """The labels (images, classes) of the index's held-out rows; refused if there are none."""
-    judged = aligned(truth, held_out)
-    if np.isnan(judged).all():
-        raise UserError("no test image has a label: see source.labels in params.yaml")
-    return judged
-
-
-def write_result(job: Job, name: str, result: dict[str, Any]) -> None:
+def write_result(job: Job, name: str, result: Mapping[str, object]) -> None:
     """Write `results/table1/NAME.json`."""
     path = job.staging / RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True)

@@ -20,8 +20,8 @@ import typer
 from experiments.charts import bars
 from experiments.clone import must_be_judged, prepare, reproduce, seed_list
 from experiments.methods import METHODS, Published
-from stages.params import read_yaml
-from stages.presets import preset
+from stages.command import preset
+from stages.runtime.params_file import read_yaml
 
 RESULT = Path("results/table1.csv")
 CDUL_LABELS = Path("results/table1_cdul_labels.csv")
@@ -115,10 +115,15 @@ def measure_cdul(seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
 
 def recipes() -> dict[str, dict[str, Any]]:
     """What each recipe of `ccd preset` would change of the parameters in which they differ."""
-    known = read_yaml(preset.HERE / "recipes.yaml")["recipes"]
+    known = read_yaml(preset.HERE / "recipes.yaml")
     flat = {
-        name: {f"{section}.{key}": v for section, keys in values.items() for key, v in keys.items()}
-        for name, values in known.items()
+        name: {
+            f"{section}.{key}": value
+            for laid in (known["common"], recipe)
+            for section, values in laid.items()
+            for key, value in values.items()
+        }
+        for name, recipe in known["recipes"].items()
     }
     keys = set.union(*(set(values) for values in flat.values())) - OF_THE_NETWORKS
     differing = sorted(key for key in keys if len({str(flat[name][key]) for name in flat}) > 1)

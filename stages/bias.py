@@ -2,6 +2,7 @@
 
 Reads the embeddings of images and classes. Writes `data/global_scores.parquet` (what CLIP says of
 every usable image, raw), `data/bias.parquet` and `data/initial_labels.parquet` (the train split).
+Embeddings are read a part at a time, as often as a formula needs them.
 
     python -m stages.bias
 """
@@ -13,78 +14,75 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import pandas as pd
 
-from stages.artifacts import (
-    BIAS,
-    CLASS_TEXT,
-    GLOBAL_CLIP,
-    GLOBAL_SCORES,
-    INDEX,
-    INITIAL_LABELS,
-    class_table,
-    index_digest,
-    parts_of,
-    read_store,
-    read_table,
-    write_table,
-)
-from stages.errors import UserError
-from stages.job import Job, main
-from stages.labelling import Labeller
+from stages.artifacts import BIAS, CLASS_TEXT, GLOBAL_CLIP, GLOBAL_SCORES, INITIAL_LABELS
 from stages.method.debias import class_bias, entropy_limit_in_nats
-from stages.method.types import Floats
-from stages.params import Params
+from stages.method.independent import class_scale
+from stages.method.labelling import labels_of, zeroshot
+from stages.runtime.errors import UserError
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
+from stages.runtime.types import Floats
+from stages.storage.arrays import StoredArray, read_store
+from stages.storage.index import ID_COLUMNS, read_index
+from stages.storage.provenance import Provenance, parts_of
+from stages.storage.tables import class_table, write_table
 
 
 def run(params: Params, job: Job) -> None:
-    index, _ = read_table(INDEX, columns=["image_id", "split", "status", "sha256"])
-    digest = index_digest(index)
+    index, digest = read_index(ID_COLUMNS)
     images, of_images = read_store(GLOBAL_CLIP, digest)
     texts, of_texts = read_store(CLASS_TEXT)
     if of_images["teacher"] != of_texts["teacher"]:
         raise UserError(
             "data/global_clip.zarr and data/class_text.zarr are of two teachers: run `dvc repro`"
         )
-    classes = of_texts["classes"]
-    labeller = Labeller(params.labels, texts["embedding"], of_texts["temperature"])
+    classes, settings = of_texts["classes"], params.labels
+    clip = zeroshot(settings, texts["embedding"][...], of_texts["temperature"])
 
-    def seen(
-        what: Callable[[Floats], Floats], split: str | None = None
-    ) -> Iterator[tuple[pd.DataFrame, Floats]]:
-        """The ids of usable images, of one split or of all, and `what` of their embeddings.
+    def train(formula: Callable[[Floats], Floats]) -> Iterator[Floats]:
+        """`formula` of the embeddings of the training images."""
+        return (formula(seen) for _, seen in embeddings(index, images["embedding"], "train"))
 
-        A part at a time.
-        """
-        for part in parts_of(len(index)):
-            rows = index.iloc[part]
-            wanted = (rows["status"] == "ok") & ((rows["split"] == split) | (split is None))
-            yield rows.loc[wanted, ["image_id"]], what(images["embedding"][part][wanted.to_numpy()])
-
-    similarity = mean_of(values for _, values in seen(labeller.similarities, "train"))
-    if params.labels.centre == "class_mean":
-        labeller.centre = similarity
+    similarity = mean_of(train(clip.similarities))
+    centre = similarity if settings.centre == "class_mean" else 0.0
     limit = entropy_limit_in_nats(params.bias.entropy_limit, params.bias.entropy_unit, len(classes))
-    parts = (p for _, p in seen(labeller.centred, "train"))
-    measured = class_bias(parts, limit, params.bias.min_count)
-    if params.bias.debias:
-        labeller.bias = measured.bias
-    labeller.settle(scores for _, scores in seen(labeller.scores, "train"))
+    probabilities = train(lambda seen: clip.probabilities(seen, centre))
+    measured = class_bias(probabilities, limit, params.bias.min_count)
+    divisor = measured.bias if params.bias.debias else None
+    scale = None
+    if settings.form == "independent":
+        scale = class_scale(np.concatenate(list(train(clip.similarities))), settings.cut)
 
-    def initial(embeddings: Floats) -> Floats:
-        labels = np.clip(labeller.labels(labeller.scores(embeddings)), 0, 1)
-        return np.where(labeller.shown(embeddings)[:, None], labels, np.float32(0))
+    def initial_labels(seen: Floats) -> Floats:
+        labels = labels_of(clip.scores(seen, centre), settings, divisor, scale)
+        shown = clip.shows_a_class(seen)
+        return np.where(shown[:, None], np.clip(labels, 0, 1), np.float32(0))
 
-    temperature = labeller.temperature
-    provenance = {"index": digest, "teacher": of_images["teacher"], "temperature": temperature}
-    table = pd.DataFrame({"class": classes, "bias": measured.bias, "count": measured.images})
-    table["measured"] = measured.images >= params.bias.min_count
-    table["similarity"] = similarity
-    write_table(BIAS, table, provenance, job.staging)
-    for of, what, split in (
-        (GLOBAL_SCORES, labeller.probabilities, None),
-        (INITIAL_LABELS, initial, "train"),
-    ):
-        tables = (class_table(ids, values, classes) for ids, values in seen(what, split))
-        write_table(of, tables, provenance, job.staging)
+    provenance: Provenance = {
+        "index": digest,
+        "teacher": of_images["teacher"],
+        "temperature": clip.temperature,
+    }
+    bias = pd.DataFrame({"class": classes, "bias": measured.bias, "count": measured.images})
+    bias["measured"] = measured.images >= params.bias.min_count
+    bias["similarity"] = similarity
+    write_table(BIAS, bias, provenance, job.staging)
+    everything = embeddings(index, images["embedding"])
+    scores = (class_table(ids, clip.probabilities(seen), classes) for ids, seen in everything)
+    write_table(GLOBAL_SCORES, scores, provenance, job.staging)
+    of_train = embeddings(index, images["embedding"], "train")
+    labels = (class_table(ids, initial_labels(seen), classes) for ids, seen in of_train)
+    write_table(INITIAL_LABELS, labels, provenance, job.staging)
+
+
+def embeddings(
+    index: pd.DataFrame, stored: StoredArray, split: str | None = None
+) -> Iterator[tuple[pd.DataFrame, Floats]]:
+    """Ids and embeddings of the usable images of a split, or of all, a part at a time."""
+    for part in parts_of(len(index)):
+        rows = index.iloc[part]
+        wanted = (rows["status"] == "ok") & ((rows["split"] == split) | (split is None))
+        yield rows.loc[wanted, ["image_id"]], stored[part][wanted.to_numpy()]
 
 
 def mean_of(parts: Iterable[Floats]) -> Floats:

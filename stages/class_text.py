@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import torch
 
-from stages.artifacts import CLASS_TEXT, TEACHER, write_store
-from stages.errors import UserError
-from stages.job import Job, main
+from stages.artifacts import CLASS_TEXT, TEACHER
 from stages.models.teacher import Teacher
-from stages.params import Params
+from stages.runtime.errors import UserError
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
 from stages.sources.class_list import class_list
+from stages.storage.arrays import write_store
+from stages.storage.provenance import Provenance
 
 
 def run(params: Params, job: Job) -> None:
@@ -30,7 +32,7 @@ def run(params: Params, job: Job) -> None:
                     f"{params.source.classes}: {prompt!r} is longer than the teacher can read"
                 )
         embeddings.append(teacher.embed_class(prompts))
-    provenance = {
+    provenance: Provenance = {
         "classes": list(classes),
         "templates": list(params.class_text.templates),
         "temperature": teacher.temperature,
@@ -38,7 +40,7 @@ def run(params: Params, job: Job) -> None:
         "units": "unit vectors",
     }
     arrays = {"embedding": torch.stack(embeddings).numpy()}
-    write_store(CLASS_TEXT, arrays, provenance, job.staging, labels={"class": classes})
+    write_store(CLASS_TEXT, arrays, provenance, job.staging, {"class": classes})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Reads the embeddings of local views and classes, the boxes, the bias and the initial labels. Writes
 `data/local_scores.parquet` (what CLIP says of each view, raw), `data/local_labels.parquet` and
-`data/pseudo_labels.parquet`.
+`data/pseudo_labels.parquet`. Embeddings are read a part at a time, as often as they are needed.
 
     python -m stages.fuse_labels
 """
@@ -18,39 +18,85 @@ from stages.artifacts import (
     BIAS,
     CAM_BOXES,
     CLASS_TEXT,
-    INDEX,
     INITIAL_LABELS,
     LOCAL_CLIP,
     LOCAL_LABELS,
     LOCAL_SCORES,
     PSEUDO_LABELS,
-    class_table,
-    class_values,
-    file_digest,
-    index_digest,
-    parts_of,
-    read_parts,
-    read_store,
-    read_table,
-    write_table,
 )
-from stages.errors import UserError
-from stages.job import Job, main
-from stages.labelling import Labeller
 from stages.method.fusion import fuse, pool_views
-from stages.method.types import Booleans, Floats
-from stages.params import Params
+from stages.method.independent import class_scale
+from stages.method.labelling import Zeroshot, labels_of, zeroshot
+from stages.runtime.errors import UserError
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
+from stages.runtime.types import Booleans, Floats, Integers
+from stages.storage.arrays import StoredArray, read_store
+from stages.storage.index import ID_COLUMNS, read_index
+from stages.storage.provenance import Provenance, file_digest, parts_of
+from stages.storage.tables import class_table, class_values, read_parts, read_table, write_table
 
 
 def run(params: Params, job: Job) -> None:
-    index, _ = read_table(INDEX)
-    digest = index_digest(index)
+    _, digest = read_index(ID_COLUMNS)
     ids, of_initial = read_table(INITIAL_LABELS, digest, columns=["image_id"])
-    seen, of_boxes = read_table(CAM_BOXES, digest, columns=["image_id", "class", "rank"])
+    boxes, of_boxes = read_table(CAM_BOXES, digest, columns=["image_id", "class", "rank"])
     bias, _ = read_table(BIAS, digest)
     views, of_views = read_store(LOCAL_CLIP, digest)
     texts, of_texts = read_store(CLASS_TEXT)
-    if of_views["boxes"] != file_digest(CAM_BOXES):
+    classes, settings = of_initial["classes"], params.labels
+    check(of_initial, of_boxes, of_views, of_texts)
+    clip = zeroshot(settings, texts["embedding"][...], of_texts["temperature"])
+    similarity = bias["similarity"].to_numpy(np.float64)
+    centre = similarity if settings.centre == "class_mean" else 0.0
+    divisor = bias["bias"].to_numpy() if params.fuse_labels.debias else None
+    image = pd.Index(ids["image_id"]).get_indexer(pd.Index(boxes["image_id"]))  # of every view
+
+    def pooled() -> Iterator[tuple[pd.DataFrame, Floats, Booleans]]:
+        """Initial labels; the best that an image's views say; whether it has any (Eq. 5, 6)."""
+        first = 0
+        for initial in read_parts(INITIAL_LABELS, digest):
+            rows = range(first, first + len(initial))
+            scores, place = scores_of_views(clip, centre, views["embedding"], image, rows)
+            yield initial, *pool_views(scores, place, len(initial))
+            first = rows.stop
+
+    scale = None
+    if settings.form == "independent":
+        best_of_all = [best[viewed] for _, best, viewed in pooled()]
+        scale = class_scale(np.concatenate(best_of_all), settings.cut)
+
+    def fused() -> Iterator[tuple[pd.DataFrame, Floats, Floats]]:
+        """Image ids, local labels and pseudo-labels (Eq. 7)."""
+        for initial, best, viewed in pooled():
+            local = labels_of(best, settings, divisor, scale)
+            # as published, an image without a view has a row of zeros for its local label
+            counted = viewed | (params.fuse_labels.no_view == "zeros")
+            values = class_values(INITIAL_LABELS, initial)
+            pseudo = fuse(values, local, counted, params.fuse_labels.alpha)
+            yield initial[["image_id"]], np.where(counted[:, None], np.clip(local, 0, 1), 0), pseudo
+
+    provenance: Provenance = {
+        "index": digest,
+        "teacher": of_views["teacher"],
+        "temperature": clip.temperature,
+    }
+    raw = (
+        class_table(boxes.iloc[some], clip.probabilities(views["embedding"][some]), classes)
+        for some in parts_of(len(boxes))
+    )
+    write_table(LOCAL_SCORES, raw, provenance, job.staging)
+    local_labels = (class_table(who, local, classes) for who, local, _ in fused())
+    write_table(LOCAL_LABELS, local_labels, provenance, job.staging)
+    pseudo_labels = (class_table(who, pseudo, classes) for who, _, pseudo in fused())
+    write_table(PSEUDO_LABELS, pseudo_labels, provenance, job.staging)
+
+
+def check(
+    of_initial: Provenance, of_boxes: Provenance, of_views: Provenance, of_texts: Provenance
+) -> None:
+    """Raise `UserError` unless labels, boxes, views and class names belong together."""
+    if of_views["boxes"] != file_digest(CAM_BOXES.path):
         raise UserError(f"{LOCAL_CLIP.path} was made from other boxes: run `dvc repro`")
     classes = of_initial["classes"]
     if (
@@ -58,54 +104,24 @@ def run(params: Params, job: Job) -> None:
         or of_texts["teacher"] != of_views["teacher"]
     ):
         raise UserError("the labels, views and class names do not belong together: run `dvc repro`")
-    labeller = Labeller(params.labels, texts["embedding"], of_texts["temperature"])
-    if params.labels.centre == "class_mean":
-        labeller.centre = bias["similarity"].to_numpy(np.float64)
-    if params.fuse_labels.debias:
-        labeller.bias = bias["bias"].to_numpy()
-    image = pd.Index(ids["image_id"]).get_indexer(pd.Index(seen["image_id"]))  # of every view
 
-    def pooled() -> Iterator[tuple[pd.DataFrame, Floats, Booleans]]:
-        """Initial labels, the best that the views of each image say, and whether it has any.
 
-        A part at a time; views are in that order.
-        """
-        first = 0
-        for part in read_parts(INITIAL_LABELS, digest):
-            start, stop = (int(n) for n in np.searchsorted(image, [first, first + len(part)]))
-            scores, places = [], []
-            for some in parts_of(stop, start=start):
-                embeddings = views["embedding"][some]
-                shown = labeller.shown(embeddings)
-                scores.append(labeller.scores(embeddings[shown]))
-                places.append(image[some][shown] - first)
-            yield part, *pool_views(np.concatenate(scores), np.concatenate(places), len(part))
-            first += len(part)
+def scores_of_views(
+    clip: Zeroshot, centre: Floats | float, stored: StoredArray, image: Integers, rows: range
+) -> tuple[Floats, Integers]:
+    """Scores (views, classes) of the views of some images, and the place of each one's in `rows`.
 
-    labeller.settle(best[viewed] for _, best, viewed in pooled())
-
-    def labels() -> Iterator[tuple[pd.DataFrame, Floats, Floats]]:
-        """Image ids, local labels and pseudo-labels, a part at a time."""
-        for part, best, viewed in pooled():
-            counted = viewed
-            if params.fuse_labels.no_view == "zeros":
-                counted = np.ones_like(viewed)  # a row of zeros counts as what was seen
-            local = labeller.labels(best)
-            initial = class_values(INITIAL_LABELS, part)
-            pseudo = fuse(initial, local, counted, params.fuse_labels.alpha)
-            yield part[["image_id"]], np.where(counted[:, None], np.clip(local, 0, 1), 0), pseudo
-
-    temperature = labeller.temperature
-    provenance = {"index": digest, "teacher": of_views["teacher"], "temperature": temperature}
-    raw = (
-        class_table(seen.iloc[of], labeller.probabilities(views["embedding"][of]), classes)
-        for of in parts_of(len(seen))
-    )
-    write_table(LOCAL_SCORES, raw, provenance, job.staging)
-    local = (class_table(who, local, classes) for who, local, _ in labels())
-    write_table(LOCAL_LABELS, local, provenance, job.staging)
-    pseudo = (class_table(who, pseudo, classes) for who, _, pseudo in labels())
-    write_table(PSEUDO_LABELS, pseudo, provenance, job.staging)
+    stored: the embeddings of all views, and image: the row of each one's image, in order. Views
+    that show no class are left out.
+    """
+    start, stop = (int(n) for n in np.searchsorted(image, [rows.start, rows.stop]))
+    scores, places = [], []
+    for some in parts_of(stop, start=start):
+        seen = stored[some]
+        shown = clip.shows_a_class(seen)
+        scores.append(clip.scores(seen[shown], centre))
+        places.append(image[some][shown] - rows.start)
+    return np.concatenate(scores), np.concatenate(places)
 
 
 if __name__ == "__main__":

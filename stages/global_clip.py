@@ -14,47 +14,41 @@ from functools import partial
 
 import numpy as np
 
-from stages import machine
-from stages.artifacts import (
-    GLOBAL_CLIP,
-    INDEX,
-    TEACHER,
-    Rows,
-    index_digest,
-    read_table,
-    usable,
-    write_store,
-)
-from stages.embedding import embed_looks, whole_images
-from stages.images.views import Cutting
-from stages.job import Job, main
-from stages.method.types import Booleans, Floats
+from stages.artifacts import GLOBAL_CLIP, TEACHER
+from stages.images.crops import CropRule
+from stages.models.device import block_size, device
+from stages.models.embedding import embed_views, whole_image_views
 from stages.models.teacher import Teacher
-from stages.params import Params
-from stages.resume import Arrays, in_blocks
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
+from stages.runtime.resume import in_blocks
+from stages.runtime.types import Arrays, Booleans, Floats
+from stages.storage.arrays import Rows, write_store
+from stages.storage.index import read_index, usable
+from stages.storage.provenance import Provenance
 
 
 def run(params: Params, job: Job) -> None:
-    index, _ = read_table(INDEX)
+    index, digest = read_index()
     rows = usable(index)
-    how, device = params.global_clip, machine.device()
-    teacher = Teacher(TEACHER, device, how.precision)
-    teacher.take(how.view_size, "global_clip.view_size", aspect_kept=how.aspect == "keep")
-    cutting = Cutting(how.view_size, "keep" if how.aspect == "keep" else "square")
+    how, where = params.global_clip, device()
+    teacher = Teacher(TEACHER, where, how.precision)
+    teacher.prepare(how.view_size, "global_clip.view_size", aspect_kept=how.aspect == "keep")
+    rule = CropRule(how.view_size, "keep" if how.aspect == "keep" else "square")
 
     def embed(blocks: list[range]) -> Iterator[Arrays]:
-        return embed_looks(partial(whole_images, rows), blocks, teacher, cutting)
+        return embed_views(partial(whole_image_views, rows), blocks, teacher, rule)
 
-    computed = in_blocks(job, len(rows), machine.block(device), "images", embed)
-    provenance = {"index": index_digest(index), "teacher": teacher.digest, "units": "unit vectors"}
+    computed = in_blocks(job, len(rows), block_size(where), "images", embed)
+    provenance: Provenance = {
+        "index": digest,
+        "teacher": teacher.digest,
+        "units": "unit vectors",
+    }
     ok = (index["status"] == "ok").to_numpy()
-    write_store(
-        GLOBAL_CLIP,
-        {"embedding": Rows(len(index), with_gaps(computed.of("embedding"), ok))},
-        provenance,
-        job.staging,
-        labels={"image": index["image_id"]},
-    )
+    embedding = Rows(len(index), with_gaps(computed.of("embedding"), ok))
+    labels = {"image": index["image_id"]}
+    write_store(GLOBAL_CLIP, {"embedding": embedding}, provenance, job.staging, labels)
 
 
 def with_gaps(parts: Iterable[Floats], there: Booleans) -> Iterator[Floats]:

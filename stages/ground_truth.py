@@ -13,26 +13,22 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from stages.artifacts import (
-    GROUND_TRUTH,
-    INDEX,
-    index_digest,
-    parts_of,
-    read_table,
-    write_table,
-)
-from stages.errors import UserError
-from stages.job import Job, main
-from stages.params import NONE, Params
-from stages.progress import say
-from stages.sources import coco, label_table, nuswide, voc
+from stages.artifacts import GROUND_TRUTH
+from stages.runtime.errors import UserError
+from stages.runtime.job import Job, main
+from stages.runtime.params import NONE, Params
+from stages.runtime.progress import say
+from stages.sources import label_table
+from stages.sources.catalogue import DATA_SETS, odd_classes, odd_labels
 from stages.sources.class_list import class_list
-from stages.sources.official import odd_classes, odd_labels
+from stages.sources.voc import Difficult
+from stages.storage.index import ID_COLUMNS, read_index
+from stages.storage.provenance import parts_of
+from stages.storage.tables import write_table
 
 
 def run(params: Params, job: Job) -> None:
-    index, _ = read_table(INDEX, columns=["image_id", "split", "status", "sha256"])
-    digest = index_digest(index)
+    index, digest = read_index(ID_COLUMNS)
     source = params.source
     classes = list(class_list(source.classes))
     known = labels(source.kind, source.labels, classes, source.difficult)
@@ -56,7 +52,7 @@ def run(params: Params, job: Job) -> None:
     write_table(GROUND_TRUTH, ordered, {"index": digest}, job.staging)
 
 
-def differences(kind: str, known: dict[str, pd.DataFrame], difficult: voc.Difficult) -> list[str]:
+def differences(kind: str, known: dict[str, pd.DataFrame], difficult: Difficult) -> list[str]:
     """How a data set's labels differ from what is published of them, in words.
 
     known: by split, a column a class.
@@ -68,19 +64,12 @@ def differences(kind: str, known: dict[str, pd.DataFrame], difficult: voc.Diffic
     return odd
 
 
-def labels(kind: str, path: str, classes: list[str], difficult: voc.Difficult) -> pd.DataFrame:
+def labels(kind: str, path: str, classes: list[str], difficult: Difficult) -> pd.DataFrame:
     """`image_id` and a numeric column a class: 0, 1, or NaN; no rows for `data/none`."""
     if kind == "folder" or path == NONE:
         return label_table.labels(path, classes)
-    if kind == "coco2014":
-        found = coco.labels(path, classes)
-    elif kind == "nuswide":
-        found = nuswide.labels(path, classes)
-    elif kind == "nuswide_spml":
-        found = nuswide.recrawled_labels(path, classes)
-    else:
-        found = voc.labels(path, "2007" if kind == "voc2007" else "2012", classes, difficult)
-    return label_table.table(*found, classes)
+    ids, values = DATA_SETS[kind].labels(path, classes, difficult)
+    return label_table.table(ids, values, classes)
 
 
 if __name__ == "__main__":

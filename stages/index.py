@@ -16,15 +16,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.artifacts import INDEX, write_table
-from stages.errors import UserError
+from stages.artifacts import INDEX
 from stages.images.decode import Inspection, inspect
-from stages.job import Job, main
-from stages.params import Params
-from stages.progress import meter, say
-from stages.sources import coco, folder, nuswide, voc
-from stages.sources.official import odd_images
+from stages.runtime.errors import UserError
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
+from stages.runtime.progress import meter, say
+from stages.sources import folder
+from stages.sources.catalogue import DATA_SETS, odd_images
 from stages.sources.photograph import Photograph
+from stages.storage.tables import write_table
 
 AHEAD = 1024  # images that wait for a thread: of a great many, not all at once
 
@@ -69,13 +70,7 @@ def photographs(kind: str, root: str, test_folder: str) -> list[Photograph]:
         return found
     if not Path(root).is_dir():
         raise UserError(f"source.root in params.yaml: {root} is no folder")
-    if kind == "coco2014":
-        return coco.photographs(root)
-    if kind == "nuswide":
-        return nuswide.photographs(root)
-    if kind == "nuswide_spml":
-        return nuswide.recrawled_photographs(root)
-    return voc.photographs(root, "2007" if kind == "voc2007" else "2012")
+    return DATA_SETS[kind].photographs(root)
 
 
 def _inspect(photo: Photograph, max_pixels: int) -> Inspection:

@@ -14,38 +14,32 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from stages import machine
-from stages.artifacts import (
-    CAM_BOXES,
-    INDEX,
-    LOCAL_CLIP,
-    TEACHER,
-    Rows,
-    file_digest,
-    index_digest,
-    read_table,
-    write_store,
-)
-from stages.embedding import embed_looks, parts_of_images
-from stages.images.views import Cutting
-from stages.job import Job, main
+from stages.artifacts import CAM_BOXES, LOCAL_CLIP, TEACHER
+from stages.images.crops import CropRule
+from stages.models.device import block_size, device
+from stages.models.embedding import box_views, embed_views
 from stages.models.teacher import Teacher
-from stages.params import Params
-from stages.resume import Arrays, in_blocks
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
+from stages.runtime.resume import in_blocks
+from stages.runtime.types import Arrays
+from stages.storage.arrays import Rows, write_store
+from stages.storage.index import read_index
+from stages.storage.provenance import Provenance, file_digest
+from stages.storage.tables import read_table
 
 
 def run(params: Params, job: Job) -> None:
-    index, _ = read_table(INDEX)
-    digest = index_digest(index)
-    how, device = params.local_clip, machine.device()
+    index, digest = read_index()
+    how, where = params.local_clip, device()
     edges = ["u0", "v0", "u1", "v1"] if how.source == "resized" else ["x0", "y0", "x1", "y1"]
     boxes, of_boxes = read_table(CAM_BOXES, digest, columns=["image_id", *edges])
     image = pd.Index(index["image_id"]).get_indexer(pd.Index(boxes["image_id"]))
-    looks = partial(parts_of_images, index, image, boxes[edges].to_numpy())
+    views_of = partial(box_views, index, image, boxes[edges].to_numpy())
     squashed = of_boxes["side"] if how.source == "resized" else 0
-    cutting = Cutting(how.view_size, how.aspect, how.rounding, squashed)
-    teacher = Teacher(TEACHER, device, how.precision)
-    teacher.take(
+    rule = CropRule(how.view_size, how.aspect, how.rounding, squashed)
+    teacher = Teacher(TEACHER, where, how.precision)
+    teacher.prepare(
         how.view_size,
         "local_clip.view_size",
         aspect_kept=how.aspect == "keep",
@@ -53,15 +47,15 @@ def run(params: Params, job: Job) -> None:
     )
 
     def embed(blocks: list[range]) -> Iterator[Arrays]:
-        return embed_looks(looks, blocks, teacher, cutting)
+        return embed_views(views_of, blocks, teacher, rule)
 
     embedding = Rows(0, [np.zeros((0, teacher.dim), np.float32)])
     if len(boxes):
-        computed = in_blocks(job, len(boxes), machine.block(device), "views", embed)
+        computed = in_blocks(job, len(boxes), block_size(where), "views", embed)
         embedding = Rows(len(boxes), computed.of("embedding"))
-    provenance = {
+    provenance: Provenance = {
         "index": digest,
-        "boxes": file_digest(CAM_BOXES),
+        "boxes": file_digest(CAM_BOXES.path),
         "teacher": teacher.digest,
         "units": "unit vectors",
     }

@@ -9,68 +9,58 @@ Reads the index, the pseudo-labels and the warmed-up student with its optimiser.
 from __future__ import annotations
 
 import pandas as pd
+import torch
 
 from stages.artifacts import (
-    INDEX,
     PSEUDO_LABELS,
     STUDENT,
     TRAIN_HISTORY,
     WARMUP_HISTORY,
     WARMUP_OPTIMISER,
     WARMUP_STUDENT,
-    class_columns,
-    class_values,
-    index_digest,
-    read_table,
-    usable,
 )
-from stages.epochs import History, State, state_of_epoch
-from stages.errors import UserError
-from stages.job import Job, main
+from stages.method.objective import Objective
 from stages.method.stopping import first_local_minimum, published_stop
-from stages.models.student import build_student
-from stages.models.weights import load_weights, save_weights
-from stages.params import Params
-from stages.progress import say
-from stages.training import Recipe, train_epochs
+from stages.models.student import StudentConfig, build_student
+from stages.models.weights import Note, load_weights, save_weights
+from stages.runtime.errors import UserError
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
+from stages.runtime.progress import say
+from stages.storage.index import read_index, usable
+from stages.storage.tables import class_columns, class_values, read_table
+from stages.training.loop import Recipe, Trainer
+from stages.training.state import History, first_state, read_checkpoint
 
 COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "exact_mAP", "kept"]
 
 
 def run(params: Params, job: Job) -> None:
-    index, _ = read_table(INDEX)
-    digest = index_digest(index)
+    index, digest = read_index()
     rows = usable(index, "train")
-    table, _ = read_table(PSEUDO_LABELS, digest)
-    weights, note = load_weights(WARMUP_STUDENT, digest)
-    moments, _ = load_weights(WARMUP_OPTIMISER, digest)
-    if class_columns(PSEUDO_LABELS, table) != note["classes"]:
+    labels, _ = read_table(PSEUDO_LABELS, digest)
+    weights, config = load_weights(WARMUP_STUDENT, StudentConfig, digest)
+    moments, _ = load_weights(WARMUP_OPTIMISER, Note, digest)
+    if class_columns(PSEUDO_LABELS, labels) != list(config.classes):
         raise UserError(
             f"{PSEUDO_LABELS.path} and {WARMUP_STUDENT} differ in classes: run `dvc repro`"
         )
-    student = build_student(note, len(note["classes"]))
+    student = build_student(config)
     student.load_state_dict(weights)
 
+    objective = Objective(torch.tensor(class_values(PSEUDO_LABELS, labels)))
     recipe = Recipe(
         params.train.epochs,
         params.optimiser,
+        params.seed,
+        params.train.stop_positive,
         params.train.consistency,
         params.train.jitter,
-        params.train.stop_positive,
         params.train.average,
     )
     warmed_up = pd.read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()
-    state, best = State(weights, moments, [], {}), None
-    for state in train_epochs(
-        job,
-        student,
-        note,
-        rows,
-        class_values(PSEUDO_LABELS, table),
-        recipe,
-        moments,
-        params.seed,
-    ):
+    state, best = first_state(weights, moments), None
+    for state in Trainer(job, student, rows, objective, recipe).states(moments):
         best = kept_epoch(params.train.stop, warmed_up, state.history)
         if best is not None:
             say(f"train: {params.train.stop} is reached; epoch {best + 1} is kept")
@@ -79,8 +69,9 @@ def run(params: Params, job: Job) -> None:
     kept = len(history) if best is None else best + 1
     history["kept"] = (history["epoch"] == kept).astype(int)
     if best is not None:
-        state = state_of_epoch(job, kept)
-    save_weights(job.staging / STUDENT, state.weights, note | {"epoch": kept})
+        state = read_checkpoint(job, kept)
+    config = config.model_copy(update={"epoch": kept})
+    save_weights(job.staging / STUDENT, state.weights, config)
     history.to_csv(job.staging / TRAIN_HISTORY, index=False, lineterminator="\n")
 
 

@@ -12,63 +12,55 @@ import pandas as pd
 import torch
 
 from stages.artifacts import (
-    INDEX,
     INITIAL_LABELS,
     STUDENT_INIT,
     WARMUP_HISTORY,
     WARMUP_OPTIMISER,
     WARMUP_STUDENT,
-    class_columns,
-    class_values,
-    index_digest,
-    read_table,
-    usable,
 )
-from stages.epochs import State
-from stages.job import Job, main
-from stages.models.student import build_student, start_from
-from stages.models.weights import load_weights, save_weights
-from stages.params import Params
-from stages.training import Recipe, train_epochs
+from stages.method.objective import Objective
+from stages.models.backbones import BackboneConfig
+from stages.models.student import StudentConfig, build_student, set_first_weights
+from stages.models.weights import Note, load_weights, save_weights
+from stages.runtime.job import Job, main
+from stages.runtime.params import Params
+from stages.storage.index import read_index, usable
+from stages.storage.tables import class_columns, class_values, read_table
+from stages.training.loop import Recipe, Trainer
+from stages.training.state import first_state
 
 POSITIVE = 0.5  # a label at least this large counts as positive for the training mAP
 COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "exact_mAP"]
 
 
 def run(params: Params, job: Job) -> None:
-    index, _ = read_table(INDEX)
-    digest = index_digest(index)
+    index, digest = read_index()
     rows = usable(index, "train")
-    table, _ = read_table(INITIAL_LABELS, digest)
-    classes = class_columns(INITIAL_LABELS, table)
-    tensors, first = load_weights(STUDENT_INIT)
-    note = first | {
-        "batch_norm": params.student.batch_norm,
-        "boost": params.student.boost,
-        "head": params.student.head,
-        "precision": params.student.precision,
-        "size": params.student.input_size,
-        "classes": classes,
-        "index": digest,
-    }
-    torch.manual_seed(params.seed)
-    student = build_student(note, len(classes))
-    start_from(student, tensors, first, note)
+    labels, _ = read_table(INITIAL_LABELS, digest)
+    tensors, first = load_weights(STUDENT_INIT, BackboneConfig)
+    config = StudentConfig.model_validate(
+        first.model_dump()
+        | {
+            "batch_norm": params.student.batch_norm,
+            "boost": params.student.boost,
+            "head": params.student.head,
+            "precision": params.student.precision,
+            "size": params.student.input_size,
+            "classes": class_columns(INITIAL_LABELS, labels),
+            "index": digest,
+        }
+    )
+    torch.manual_seed(params.seed)  # of the head's first weights
+    student = build_student(config)
+    set_first_weights(student, tensors, first)
 
-    state = State(student.state_dict(), {}, [], {})
-    for latest in train_epochs(
-        job,
-        student,
-        note,
-        rows,
-        class_values(INITIAL_LABELS, table),
-        Recipe(params.warmup.epochs, params.optimiser, 0.0, (), POSITIVE),
-        {},
-        params.seed,
-    ):
+    objective = Objective(torch.tensor(class_values(INITIAL_LABELS, labels)))
+    recipe = Recipe(params.warmup.epochs, params.optimiser, params.seed, POSITIVE)
+    state = first_state(student.state_dict())
+    for latest in Trainer(job, student, rows, objective, recipe).states(moments={}):
         state = latest
-    save_weights(job.staging / WARMUP_STUDENT, state.weights, note)
-    save_weights(job.staging / WARMUP_OPTIMISER, state.moments, {"index": digest})
+    save_weights(job.staging / WARMUP_STUDENT, state.weights, config)
+    save_weights(job.staging / WARMUP_OPTIMISER, state.moments, Note(index=digest))
     history = pd.DataFrame(state.history, columns=COLUMNS)
     history.to_csv(job.staging / WARMUP_HISTORY, index=False, lineterminator="\n")
 

@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from data.demo.scenes import draw_photo
-from data.demo.shapes import CLASSES
+from demo.scenes import draw_photo
+from demo.shapes import CLASSES
 from experiments.clone import edit_params
-from tests.declarations import ROOT
+from stages.command.deps import ROOT
 from tests.warm_python import serving
 
 settings.register_profile("busy", deadline=None)  # the machines are shared
@@ -177,6 +178,13 @@ def lay_out(root: Path, train: int = 24, test: int = 8) -> None:
     write_tiny_teacher(root / "teacher")
     edit_params(root / "params.yaml", MINI)
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+
+
+def wait_for(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until something is so; fails if the process ends before, however long that takes."""
+    while not true():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
 
 
 @pytest.fixture(scope="session")

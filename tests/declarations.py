@@ -8,50 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stages.params import Params
-
-ROOT = Path(__file__).parent.parent
-
-
-def _only_a_docstring(path: Path) -> bool:
-    body = ast.parse(path.read_text()).body
-    return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
-
-
-def _file_of(module: str) -> Path | None:
-    """The project's file of a dotted module, or None for anything else."""
-    base = ROOT.joinpath(*module.split("."))
-    if base.with_suffix(".py").is_file():
-        return base.with_suffix(".py")
-    return base / "__init__.py" if (base / "__init__.py").is_file() else None
-
-
-def imported_files(path: Path) -> set[Path]:
-    """The project's own files that importing `path` executes directly, packages included."""
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            assert node.module
-            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    for module in tuple(modules):
-        parts = module.split(".")
-        modules |= {".".join(parts[:n]) for n in range(1, len(parts))}
-    files = {file for module in modules if (file := _file_of(module))}
-    return {file for file in files if file.name != "__init__.py" or not _only_a_docstring(file)}
-
-
-def import_closure(path: Path) -> set[str]:
-    """`path` and every file of the project that importing it executes, relative to the root."""
-    closure, waiting = set(), [path]
-    while waiting:
-        file = waiting.pop()
-        if file not in closure:
-            closure.add(file)
-            waiting += imported_files(file)
-    return {file.relative_to(ROOT).as_posix() for file in closure}
+from stages.runtime.params import Params
 
 
 def leaves(key: str = "") -> set[str]:

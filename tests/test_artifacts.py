@@ -12,19 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import artifacts
-from stages.artifacts import (
-    BIAS,
-    GLOBAL_CLIP,
-    INITIAL_LABELS,
-    Rows,
-    class_table,
-    read_parts,
-    read_store,
-    read_table,
-    write_store,
-    write_table,
-)
-from stages.errors import UserError
+from stages.artifacts import BIAS, GLOBAL_CLIP, INITIAL_LABELS
+from stages.runtime.errors import UserError
+from stages.storage import tables
+from stages.storage.arrays import Rows, read_store, write_store
+from stages.storage.tables import class_table, read_parts, read_table, write_table
 from tests.conftest import MINI_CLASSES, Project
 
 
@@ -169,7 +161,7 @@ def test_rows_in_parts_are_the_same_rows(sizes: list[int]):
     write_store(GLOBAL_CLIP, {"embedding": in_parts}, {}, parted)
     assert content(whole / GLOBAL_CLIP.path) == content(parted / GLOBAL_CLIP.path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifacts, "ROWS", 4)
+        patch.setattr(tables, "ROWS", 4)
         write_table(INITIAL_LABELS, frame, {}, whole)
         write_table(INITIAL_LABELS, (frame[cut] for cut in cuts), {}, Path())
     assert INITIAL_LABELS.path.read_bytes() == (whole / INITIAL_LABELS.path).read_bytes()

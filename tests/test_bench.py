@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.declarations import ROOT
+from stages.command.deps import ROOT
 
 
 def test_the_benchmark_of_speed_runs_on_a_small_size(tmp_path: Path):

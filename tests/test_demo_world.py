@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.demo import scenes, shapes, teacher, world
-from data.demo.shapes import CLASSES, MASK, PLAIN, POLYSEMOUS, SHAPES, SIDE, masks
+from demo import scenes, shapes, teacher, world
+from demo.shapes import CLASSES, MASK, PLAIN, POLYSEMOUS, SHAPES, SIDE, masks
 
 
 def test_every_shape_has_a_silhouette_of_its_own():

@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from stages import machine
-from stages.params import Params, parse_params
-from stages.presets.preset import names, preset
-from stages.sources.official import IMAGES
+from stages.command.deps import ROOT
+from stages.command.preset import names, preset
+from stages.runtime import machine
+from stages.runtime.params import Params
+from stages.runtime.params_file import parse_params
+from stages.sources.catalogue import DATA_SETS
 from tests.conftest import Project
-from tests.declarations import ROOT, leaves
+from tests.declarations import leaves
 from tests.test_dvc_yaml import STAGES
 
 README = (ROOT / "README.md").read_text()
@@ -77,7 +79,7 @@ def test_the_table_of_presets_is_complete_and_its_counts_are_the_published_ones(
     assert set(rows) == {*datasets, *recipes}
     for dataset in set(datasets) - {"folder", "demo"}:
         content = YAML(typ="safe").load(preset(dataset, "paper"))
-        counts = IMAGES[content["source"]["kind"]]
+        counts = DATA_SETS[content["source"]["kind"]].published.images
         assert f"{counts['train']:,} · {counts['test']:,}" in rows[dataset]
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.embedding import Look, embed_looks, in_batches
-from stages.images.views import Cutting
+from stages.images.crops import CropRule
+from stages.models.embedding import ImageViews, batch_by_shape, embed_views
 
 SHAPES = st.lists(st.sampled_from([(3, 2, 4), (3, 4, 2), (3, 4, 4)]), max_size=40)
 
@@ -23,7 +23,7 @@ SHAPES = st.lists(st.sampled_from([(3, 2, 4), (3, 4, 2), (3, 4, 4)]), max_size=4
 def test_every_view_comes_once_in_a_batch_of_its_shape(shapes, size: int, most: int):
     views = [torch.full(shape, row, dtype=torch.uint8) for row, shape in enumerate(shapes)]
     seen = []
-    for rows, batch in in_batches(enumerate(views), size, most):
+    for rows, batch in batch_by_shape(enumerate(views), size, most):
         assert 1 <= len(rows) == len(batch) <= size
         assert all(torch.equal(views[row], one) for row, one in zip(rows, batch, strict=True))
         seen += rows
@@ -42,7 +42,7 @@ def test_no_more_waits_than_is_allowed(shapes, most: int):
             given_out += int(np.prod(shape))
             yield row, torch.zeros(shape, dtype=torch.uint8)
 
-    for _, batch in in_batches(views(), 1000, most):
+    for _, batch in batch_by_shape(views(), 1000, most):
         taken += batch.nbytes
 
 
@@ -68,11 +68,11 @@ def test_views_that_wait_hold_no_file_and_come_in_their_rows(tmp_path, monkeypat
         path = tmp_path / f"{number}.png"
         Image.new("RGB", (32, 32 + number % 3 * 16), (number, number, number)).save(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        looks.append(Look(str(path), digest, [(0, 0, 32, 32)], whole=number % 2 == 0))
+        looks.append(ImageViews(str(path), digest, [(0, 0, 32, 32)], whole=number % 2 == 0))
     teacher: Any = Counting()
     before = len(os.listdir("/proc/self/fd"))
     blocks = [range(100), range(100, 120)]
-    found = embed_looks(lambda b: looks[b.start : b.stop], blocks, teacher, Cutting(32))
+    found = embed_views(lambda b: looks[b.start : b.stop], blocks, teacher, CropRule(32))
     means = np.concatenate([arrays["embedding"] for arrays in found])
     assert means[:, 0].tolist() == list(range(120))
     assert teacher.files < before + 60

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.errors import UserError
-from stages.images.augment import normalise, strong, weak
+from stages.images.crops import CropRule, crop, crop_size, squash
 from stages.images.decode import BadImage, decode, inspect, read_image
-from stages.images.views import Cutting, global_view, view, view_size
+from stages.images.normalise import normalise
+from stages.runtime.errors import UserError
+from stages.training.augment import strong, weak
 
 
 def saved(image: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -146,10 +147,10 @@ def test_an_image_that_changed_or_vanished_since_the_index_is_an_error(tmp_path)
 def test_a_view_is_cut_before_it_is_resized():
     image = Image.new("RGB", (100, 50), "white")
     image.paste((255, 0, 0), (20, 10, 40, 30))
-    cut = view(image, (20, 10, 40, 30), (64, 64))
+    cut = crop(image, (20, 10, 40, 30), (64, 64))
     assert cut.shape == (3, 64, 64)
     assert cut.permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [[255, 0, 0]]
-    assert global_view(image, 32).shape == (3, 32, 32)
+    assert squash(image, 32).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_a_view_is_cut_before_it_is_resized():
     ],
 )
 def test_a_local_views_longer_side_is_given_and_its_aspect_kept(box, size):
-    assert view_size(box, Cutting(640), 32) == size
+    assert crop_size(box, CropRule(640), 32) == size
 
 
 def test_weak_views_are_mirrored_or_not_and_strong_ones_change_colour_too():

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 from ruamel.yaml import YAML
 
+from stages.command.deps import ROOT
 from tests.conftest import Project, edit_params
-from tests.declarations import ROOT
 
 LABELS = ["warmup", "cam_boxes", "local_clip", "fuse_labels", "train", "evaluate", "report"]
 
@@ -65,9 +65,11 @@ BY_HAND: dict[str, Callable[[Project], None]] = {
     "a label in the file of `source.labels`": flip_label,
     "another photograph below `source.root`": add_photo,
     "a comment in `stages/method/fusion.py`": append("stages/method/fusion.py", "# nothing\n"),
-    "a comment in `stages/charts.py`": append("stages/charts.py", "# nothing\n"),
+    "a comment in `stages/page/charts.py`": append("stages/page/charts.py", "# nothing\n"),
 }
-CHANGED = ("params.yaml", "classes.txt", "truth.csv", "stages/method/fusion.py", "stages/charts.py")
+CHANGED = (
+    "params.yaml", "classes.txt", "truth.csv", "stages/method/fusion.py", "stages/page/charts.py",
+)  # fmt: skip
 
 
 def apply(project: Project, change: str) -> None:

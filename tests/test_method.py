@@ -14,9 +14,9 @@ from sklearn.metrics import average_precision_score
 
 from stages.method.average_precision import (
     mean_average_precision,
-    micro_average_precision,
     per_class_average_precision,
 )
+from stages.method.cam import region_box, scale_to_unit
 from stages.method.debias import (
     class_bias,
     debias,
@@ -25,6 +25,7 @@ from stages.method.debias import (
     label_floor,
     shows_a_class,
 )
+from stages.method.evaluation import micro_average_precision
 from stages.method.fusion import fuse, pool_views
 from stages.method.independent import class_scale, independent_labels, otsu
 from stages.method.objective import consistency_loss, label_loss
@@ -35,8 +36,6 @@ from stages.method.views import (
     candidate_threshold,
     candidates,
     expand_box,
-    region_box,
-    scale_to_unit,
 )
 
 unit = st.floats(0, 1, width=32)

@@ -18,23 +18,14 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from bench.made_up import write_teacher
-from stages.cam_boxes import better_maps
-from stages.errors import UserError
 from stages.models.folding import fold_batch_norm
-from stages.models.student import (
-    Student,
-    activation_maps,
-    build_student,
-    layer_cam,
-    logits_of,
-)
+from stages.models.foreign import load_teacher
+from stages.models.student import Student, StudentConfig, build_student, logits_of, maps_at_scales
 from stages.models.teacher import Teacher, attention_pool, interpolate_positions
-from stages.models.weights import load_weights, save_weights
-from stages.params import Teacher as TeacherParams
-from stages.params import parse_params, read_yaml
-from stages.weights import load_teacher
+from stages.models.weights import TeacherNote, load_weights, save_weights
+from stages.runtime.errors import UserError
+from stages.runtime.params import Teacher as TeacherParams
 from tests.conftest import Project, write_tiny_teacher
-from tests.declarations import ROOT
 
 TOWER = {"layers": [1, 1, 1, 1], "width": 8}
 
@@ -164,21 +155,25 @@ def test_a_state_dict_file_of_a_named_model_is_loaded(tmp_path: Path):
     torch.save(model.state_dict(), tmp_path / "rn50.pt")
     loaded, config = load_teacher(given("RN50", checkpoint=tmp_path / "rn50.pt"))
     assert torch.equal(loaded.visual.conv1.weight, model.visual.conv1.weight)
-    assert config["preprocess_cfg"]["mean"] == pytest.approx([0.4815, 0.4578, 0.4082], abs=1e-4)
+    assert config.preprocess_cfg.mean == pytest.approx([0.4815, 0.4578, 0.4082], abs=1e-4)
 
 
 def student_of(
     arch: str, stride: int, classes: int = 3, boost: float = 3.0, head: str = "prior"
 ) -> Student:
     torch.manual_seed(0)
-    note = {"arch": arch, "output_stride": stride, "tower": TOWER, "boost": boost, "head": head}
-    return build_student(note, classes).eval()
+    config = StudentConfig(
+        arch=arch, output_stride=stride, weights="random", mean=(0.5,) * 3, std=(0.25,) * 3,
+        tower=TOWER, batch_norm="batch", boost=boost, head=head, precision="float32", size=64,
+        classes=tuple(map(str, range(classes))),
+    )  # fmt: skip
+    return build_student(config).eval()
 
 
 @pytest.mark.parametrize("arch", ["teacher_tower", "resnet18", "resnet34", "resnet50"])
 @pytest.mark.parametrize("stride", [16, 32])
 def test_maps_have_the_stride_asked_for(arch: str, stride: int):
-    maps = student_of(arch, stride)(torch.randn(2, 3, 96, 64))
+    maps = student_of(arch, stride).class_activation_maps(torch.randn(2, 3, 96, 64))
     assert maps.shape == (2, 3, 96 // stride, 64 // stride)
 
 
@@ -198,11 +193,12 @@ def test_at_stride_32_the_tower_is_open_clips_own_trunk():
 def test_the_boost_multiplies_positive_activations_alone():
     images = torch.randn(1, 3, 64, 64)
     plain, boosted = (student_of("resnet18", 32, boost=b) for b in (1.0, 3.0))
-    maps = plain(images)
+    maps = plain.class_activation_maps(images)
     assert (maps > 0).any() or (plain.head.bias.data.fill_(0.1) is not None)
     boosted.load_state_dict(plain.state_dict())
-    maps = plain(images)
-    assert torch.allclose(boosted(images), torch.where(maps > 0, 3 * maps, maps))
+    maps = plain.class_activation_maps(images)
+    expected = torch.where(maps > 0, 3 * maps, maps)
+    assert torch.allclose(boosted.class_activation_maps(images), expected)
 
 
 def test_the_logit_is_the_mean_of_the_map():
@@ -218,7 +214,7 @@ class Logits(nn.Module):
         self.student = student
 
     def forward(self, images):
-        return logits_of(self.student(images))
+        return logits_of(self.student.class_activation_maps(images))
 
 
 def test_the_maps_are_those_of_grad_cam():
@@ -231,7 +227,7 @@ def test_the_maps_are_those_of_grad_cam():
         with GradCAM(model=Logits(student), target_layers=[student.backbone.layer4]) as cam:
             oracle = cam(input_tensor=images, targets=[ClassifierOutputTarget(c)])[0]
         with torch.no_grad():
-            own = student(images)[0, c] - student.head.bias[c]
+            own = student.class_activation_maps(images)[0, c] - student.head.bias[c]
         own = own.clamp(min=0)[None, None]
         own = F.interpolate(own, size=96, mode="bilinear")[0, 0].numpy()
         span = own.max() - own.min()
@@ -245,7 +241,7 @@ def test_what_speaks_for_a_class_is_layer_cam(boost: float):
 
     images = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
-        own = student.evidence(images)[0]
+        own = student.layer_cam(images)[0]
     for c in range(3):
         with LayerCAM(model=Logits(student), target_layers=[student.backbone.layer4]) as cam:
             oracle = cam(input_tensor=images, targets=[ClassifierOutputTarget(c)])[0]
@@ -254,26 +250,22 @@ def test_what_speaks_for_a_class_is_layer_cam(boost: float):
 
 
 def test_maps_of_several_sizes_and_mirrored_are_their_mean():
-    student = student_of("resnet18", 16).eval()
-    note = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "precision": "float32"}
+    student = student_of("resnet18", 16)
     views = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
 
-    def maps(**changes):
-        asked = settings.model_copy(update=changes)
-        return better_maps(student, note, views, plain, asked)
+    def maps(*sides: int, layer_cam: bool = False, mirror: bool = False):
+        return maps_at_scales(student, views, plain, list(sides), (layer_cam, mirror))
 
-    settings = parse_params(read_yaml(ROOT / "params.yaml")).cam_boxes
-    settings = settings.model_copy(update={"input_size": 64})
-    plain = activation_maps(student, note, views, "cpu")
-    assert torch.equal(maps(), plain)
-    assert torch.equal(maps(map="layercam"), layer_cam(student, note, views, "cpu"))
-    other = activation_maps(student, note, views.flip(-1), "cpu").flip(-1)
-    assert torch.allclose(maps(mirror=True), (plain + other) / 2, atol=1e-6)
+    plain = student.maps(views)
+    assert torch.equal(maps(64), plain)
+    assert torch.equal(maps(64, layer_cam=True), student.maps(views, layer_cam=True))
+    other = student.maps(views.flip(-1)).flip(-1)
+    assert torch.allclose(maps(64, mirror=True), (plain + other) / 2, atol=1e-6)
     large = F.interpolate(views.float(), size=(96, 96), mode="bilinear", antialias=True)
-    of_large = activation_maps(student, note, large, "cpu")
+    of_large = student.maps(large)
     assert of_large.shape[-1] == 6
     shrunk = F.interpolate(of_large, size=(4, 4), mode="bilinear", antialias=True)
-    assert torch.allclose(maps(scales=(1.0, 1.5)), (plain + shrunk) / 2, atol=1e-5)
+    assert torch.allclose(maps(64, 96), (plain + shrunk) / 2, atol=1e-5)
 
 
 def test_the_head_expects_one_positive_class_an_image():
@@ -284,20 +276,20 @@ def test_the_head_expects_one_positive_class_an_image():
 
 def test_weights_are_read_back_and_damage_is_noticed(tmp_path: Path):
     path = tmp_path / "w" / "a.safetensors"
-    save_weights(path, {"x": torch.arange(3.0)}, {"arch": "none"})
-    tensors, note = load_weights(path)
+    save_weights(path, {"x": torch.arange(3.0)}, TeacherNote(model="none"))
+    tensors, note = load_weights(path, TeacherNote)
     assert tensors["x"].tolist() == [0, 1, 2]
-    assert note["arch"] == "none"
+    assert note.model == "none"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="digests differ"):
-        load_weights(path)
+        load_weights(path, TeacherNote)
     path.with_suffix(".json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        load_weights(path)
+        load_weights(path, TeacherNote)
     path.unlink()
     path.with_suffix(".json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="is not there"):
-        load_weights(path)
+        load_weights(path, TeacherNote)
 
 
 def test_the_teacher_is_the_one_it_was_made_from(finished: Project, tmp_path: Path):

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from experiments.object_boxes import Kind, around_objects, of_coco, of_voc
-from stages.errors import UserError
+from stages.command.deps import ROOT
+from stages.runtime.errors import UserError
 from tests.conftest import Project
-from tests.declarations import ROOT
 from tests.test_published_sources import COCO, write_coco
 
 ROWS = pd.DataFrame({"image_id": ["a", "b", "c"], "width": [100, 50, 80], "height": [80, 40, 80]})

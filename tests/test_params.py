@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.errors import UserError
-from stages.params import Params, parse_params, read_yaml
+from stages.command.deps import ROOT
+from stages.runtime.errors import UserError
+from stages.runtime.params import Params
+from stages.runtime.params_file import parse_params, read_yaml
 from tests.conftest import edit_params
-from tests.declarations import ROOT, leaves
+from tests.declarations import leaves
 
 
 def load(path: Path) -> Params:

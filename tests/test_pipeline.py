@@ -17,9 +17,10 @@ import torch
 import xarray
 from sklearn.metrics import average_precision_score
 
-from stages.errors import UserError
-from stages.job import Job, declaration, execute
-from stages.params import Params
+from stages.runtime.errors import UserError
+from stages.runtime.fingerprint import declaration
+from stages.runtime.job import Job, execute
+from stages.runtime.params import Params
 from tests.conftest import MINI_CLASSES, Project
 
 EVERYTHING = ("data/**/*", "results/*", "dvc.lock")

@@ -12,7 +12,7 @@ from tests.conftest import MINI_CLASSES, Project
 
 
 def ccd(project: Project, *words: str, check: bool = True):
-    return project.run("python", "-m", "stages.cli", *words, check=check)
+    return project.run("python", "-m", "stages.command.cli", *words, check=check)
 
 
 def test_predictions_are_those_of_the_evaluation(finished: Project):

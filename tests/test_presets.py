@@ -20,14 +20,15 @@ from PIL import Image
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from stages.cli import app
-from stages.errors import UserError
-from stages.params import parse_params
-from stages.presets.preset import names, preset
-from stages.sources import fetch
+from stages.command import fetch
+from stages.command.cli import app
+from stages.command.deps import ROOT
+from stages.command.fetch import Archive
+from stages.command.preset import names, preset
+from stages.runtime.errors import UserError
+from stages.runtime.params_file import parse_params
 from stages.sources.class_list import class_list
-from stages.sources.fetch import Archive
-from tests.declarations import ROOT, leaves
+from tests.declarations import leaves
 
 DATASETS, RECIPES = names()
 
@@ -62,13 +63,22 @@ def test_the_projects_own_parameters_are_the_demos_preset():
     assert preset("demo") == (ROOT / "params.yaml").read_text()
 
 
+def test_a_recipe_says_what_it_does_otherwise_and_nothing_else():
+    known = YAML(typ="safe").load(ROOT / "stages/command/recipes.yaml")
+    for name, recipe in known["recipes"].items():
+        for section, values in recipe.items():
+            for key, value in values.items():
+                assert value != known["common"][section][key], f"{name}: {section}.{key}"
+
+
 def test_a_recipe_leaves_nothing_of_the_demo_but_what_is_no_part_of_the_method():
     """Or the demo's own settings would be taken for the paper's."""
-    known = YAML(typ="safe").load(ROOT / "stages/presets/recipes.yaml")
+    known = YAML(typ="safe").load(ROOT / "stages/command/recipes.yaml")
     own = {"seed", "report.samples", "source.max_pixels", "source.max_bad_share"}
     for recipe in known["recipes"].values():
         for dataset in known["datasets"].values():
-            given = {f"{s}.{k}" for part in (recipe, dataset) for s, v in part.items() for k in v}
+            laid = (known["common"], recipe, dataset)
+            given = {f"{s}.{k}" for part in laid for s, v in part.items() for k in v}
             assert leaves() - given == own | {"source.difficult"}
     defaults = content("folder", "recommended")
     assert defaults["source"]["difficult"] == "negative"

@@ -6,10 +6,10 @@ import os
 import pty
 import sys
 
-from stages.progress import meter
+from stages.runtime.progress import meter
 
 WORK = """
-from stages.progress import meter
+from stages.runtime.progress import meter
 with meter("demo", "images", 4, done=1) as progress:
     for _ in range(3):
         progress.advance(1, failed=1)

@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.errors import UserError
+from stages.command.deps import ROOT
 from stages.ground_truth import differences, labels
 from stages.index import photographs
+from stages.runtime.errors import UserError
 from stages.sources import label_table
+from stages.sources.catalogue import DATA_SETS, odd_images
 from stages.sources.class_list import class_list
-from stages.sources.official import ORDER, odd_images
 from tests.conftest import Project
-from tests.declarations import ROOT
 
 CLASSES = ROOT / "stages/sources/classes"
 VOC = list(class_list(str(CLASSES / "voc.txt")))
@@ -313,11 +313,9 @@ def test_labels_that_differ_from_the_published_ones_are_said_with_both_numbers(v
 
 
 def test_the_published_counts_of_voc_2012_agree_with_each_other():
-    from stages.sources.official import IMAGES, LABELS_AN_IMAGE, POSITIVES
-
-    counts = POSITIVES["voc2012"]["train"]
-    mean = sum(counts) / IMAGES["voc2012"]["train"]
-    assert round(mean, 4) == LABELS_AN_IMAGE["voc2012"]["train"]
+    published = DATA_SETS["voc2012"].published
+    mean = sum(published.positives["train"]) / published.images["train"]
+    assert round(mean, 4) == published.labels_per_image["train"]
 
 
 @pytest.mark.parametrize(("names", "count"), [(VOC, 20), (COCO, 80), (NUS, 81)])
@@ -327,7 +325,7 @@ def test_the_shipped_class_lists_are_the_published_ones(names: list[str], count:
     kind = next(k for k, v in kinds.items() if v is names)
     known = {"train": pd.DataFrame(np.zeros((0, count)), columns=names)}
     assert differences(kind, known, "ignore") == []
-    assert set(ORDER) >= set(kinds)
+    assert set(DATA_SETS) >= set(kinds)
 
 
 def test_the_shipped_class_lists_are_torchvisions_too():

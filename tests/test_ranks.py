@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import Project
+from tests.conftest import Project, wait_for
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CCD_BLOCK": "4"}
 OUTPUTS = {
@@ -99,10 +99,10 @@ def test_a_killed_rank_is_named_and_the_others_blocks_are_kept(cold_project: Pro
     del cold_project.environment["OMP_NUM_THREADS"]  # a launch chooses it
     process = started(cold_project, "local_clip", CCD_DEVICES="2", CCD_BLOCK="1")
     scratch = cold_project / ".ccd/local_clip"
-    wait_for(lambda: len(list(scratch.glob("*/blocks-of-1/*.npz"))) >= 4)
+    wait_for(lambda: len(list(scratch.glob("*/blocks-of-1/*.npz"))) >= 4, process)
     victim = next(pid for pid in descendants(process.pid) if b"RANK=1\0" in environment_of(pid))
     os.kill(victim, signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate()
     assert process.returncode == 1
     assert "rank 1 of 2 ended with SIGKILL" in said
     assert cold_project.digests(OUTPUTS["local_clip"]) == before
@@ -117,10 +117,10 @@ def test_a_rank_killed_in_training_ends_the_run_and_the_epochs_are_kept(cold_pro
     shutil.rmtree(cold_project / ".ccd/warmup")
     process = started(cold_project, "warmup", CCD_DEVICES="2")
     epochs = cold_project / ".ccd/warmup"
-    wait_for(lambda: len(list(epochs.glob("*/epochs/*.safetensors"))) >= 1)
+    wait_for(lambda: len(list(epochs.glob("*/epochs/*.safetensors"))) >= 1, process)
     victim = next(pid for pid in descendants(process.pid) if b"RANK=0\0" in environment_of(pid))
     os.kill(victim, signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate()
     assert process.returncode == 1
     assert re.search("rank [01] of 2 ended with", said)
     assert list(epochs.glob("*/epochs/*.safetensors"))
@@ -159,9 +159,9 @@ def test_a_signal_reaches_the_ranks_of_another_launcher(
     shutil.rmtree(cold_project / ".ccd/local_clip")
     process = started(cold_project, "local_clip", CCD_LAUNCH=srun, CCD_BLOCK="1")
     scratch = cold_project / ".ccd/local_clip"
-    wait_for(lambda: len(list(scratch.glob("*/blocks-of-1/*.npz"))) >= 2)
+    wait_for(lambda: len(list(scratch.glob("*/blocks-of-1/*.npz"))) >= 2, process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate()
     assert process.returncode == 128 + number
     assert "blocks are done and kept" in said
     assert "Traceback" not in said
@@ -182,8 +182,8 @@ def test_a_rank_of_other_parameters_than_the_launch_refuses(project: Project):
 
 
 def test_the_first_rank_goes_on_when_the_others_blocks_are_whole(monkeypatch, tmp_path: Path):
-    from stages.job import Job
-    from stages.resume import in_blocks
+    from stages.runtime.job import Job
+    from stages.runtime.resume import in_blocks
 
     monkeypatch.chdir(tmp_path)
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
@@ -211,7 +211,7 @@ def test_the_first_rank_goes_on_when_the_others_blocks_are_whole(monkeypatch, tm
 
 
 def test_the_shares_of_a_batch_weigh_as_the_batch():
-    from stages.ranks import share
+    from stages.training.distributed import share
 
     for size in range(1, 9):
         batch, processes = list(range(size)), 4
@@ -224,22 +224,17 @@ def test_the_shares_of_a_batch_weigh_as_the_batch():
 
 
 def test_a_numbered_device_is_not_for_several_ranks(monkeypatch):
-    from stages import machine
-    from stages.errors import UserError
+    from stages.models.device import device
+    from stages.runtime.errors import UserError
 
     monkeypatch.setenv("CCD_DEVICE", "cuda:1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ccd")
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
     with pytest.raises(UserError, match="CCD_DEVICE=cuda:1: several ranks"):
-        machine.device()
+        device()
 
 
-def wait_for(true, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def descendants(pid: int) -> list[int]:
@@ -253,7 +248,7 @@ def environment_of(pid: int) -> bytes:
 
 
 def test_a_rank_takes_its_place_from_the_launcher(monkeypatch):
-    from stages import ranks
+    from stages.runtime import ranks
 
     assert ranks.place() == (0, 1, 0, 1)
     monkeypatch.setenv("SLURM_PROCID", "3")  # in a batch job that srun did not start
@@ -266,7 +261,7 @@ def test_a_rank_takes_its_place_from_the_launcher(monkeypatch):
 
 
 def test_the_batch_is_a_power_of_two_that_takes_half_of_the_memory():
-    from stages.machine import largest_batch
+    from stages.models.device import largest_batch
 
     gib = 1 << 30
     assert largest_batch(24 * gib, 3 * gib, 3 * gib + gib // 2) == 16

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.job import Job
-from stages.resume import in_blocks, write_durably
-from tests.conftest import Project
+from stages.runtime.job import Job
+from stages.runtime.resume import in_blocks, write_durably
+from tests.conftest import Project, wait_for
 
 OUTPUTS = {
     "global_clip": ("data/global_clip.zarr/**/*",),
@@ -63,18 +63,14 @@ def pieces_done(project: Project, stage: str) -> int:
 
 def halt_at_work(project: Project, stage: str, least: int, process: subprocess.Popen[str]) -> None:
     """Freeze the process group once at least so many pieces of work are done, but not all."""
-    deadline = time.monotonic() + 120
-    while pieces_done(project, stage) < least:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_for(lambda: pieces_done(project, stage) >= least, process)
     os.killpg(process.pid, signal.SIGSTOP)
 
 
 def end_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> str:
     os.killpg(process.pid, number)
     os.killpg(process.pid, signal.SIGCONT)
-    return process.communicate(timeout=120)[0]
+    return process.communicate()[0]
 
 
 @pytest.fixture
@@ -194,7 +190,7 @@ def test_what_was_edited_meanwhile_publishes_nothing(ready: Project, edit: str):
     files = {
         "parameter": ready / "params.yaml",
         "input": ready / "data/warmup/history.csv",
-        "code": ready / "stages/training.py",
+        "code": ready / "stages/training/loop.py",
     }
     content = files[edit].read_bytes()
     if edit == "parameter":

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.errors import UserError
+from stages.runtime.errors import UserError
 from stages.sources.class_list import class_list
 from stages.sources.folder import photographs
 from stages.sources.label_table import labels

@@ -16,12 +16,24 @@ from open_clip.modified_resnet import AttentionPool2d
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.errors import UserError
-from stages.models.checkpoint import published_digest, read_checkpoint
-from stages.models.student import IMAGENET_MEAN
-from stages.models.teacher import Teacher, attention_pool, interpolate_positions
-from stages.models.weights import save_weights
-from stages.weights import first_weights, keep_tokenizer, load_teacher
+from stages.images.normalise import IMAGENET_MEAN, IMAGENET_STD
+from stages.models.backbones import BackboneConfig, build_backbone
+from stages.models.foreign import (
+    keep_tokenizer,
+    load_teacher,
+    published_digest,
+    read_foreign_weights,
+    usual_preprocessing,
+)
+from stages.models.teacher import (
+    Preprocess,
+    Teacher,
+    attention_pool,
+    interpolate_positions,
+)
+from stages.models.weights import TeacherNote, save_weights
+from stages.runtime.errors import UserError
+from stages.weights import first_weights
 from tests import published_script as script
 from tests.conftest import TINY_CLIP, Project
 from tests.test_models import given
@@ -75,6 +87,12 @@ def test_a_tower_embeds_views_of_odd_sizes_as_published(finished, height: int, w
     assert torch.allclose(teacher.embed_images(views)[0], expected, atol=1e-4)
 
 
+def backbone_of(arch: str, weights: str) -> BackboneConfig:
+    return BackboneConfig(
+        arch=arch, output_stride=32, weights=weights, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+
+
 def write_local_dir(folder: Path, config: dict[str, Any]) -> Any:
     folder.mkdir(parents=True)
     preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3}
@@ -82,7 +100,7 @@ def write_local_dir(folder: Path, config: dict[str, Any]) -> Any:
     (folder / "open_clip_config.json").write_text(text)
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
-    save_weights(folder / "open_clip_model.safetensors", model.state_dict(), {})
+    save_weights(folder / "open_clip_model.safetensors", model.state_dict(), TeacherNote())
     return model
 
 
@@ -91,7 +109,7 @@ def test_a_transformer_is_resized_as_open_clip_does(tmp_path: Path):
     write_local_dir(tmp_path / "vit", TINY_VIT)
     for height, width in ((64, 64), (96, 96), (96, 64), (32, 160)):
         teacher = Teacher(tmp_path / "vit", "cpu")
-        teacher.take(max(height, width), "a.b", aspect_kept=True)
+        teacher.prepare(max(height, width), "a.b", aspect_kept=True)
         own = teacher.embed_images(random_views(2, height, width))
         resized = open_clip.create_model(
             f"local-dir:{tmp_path / 'vit'}", force_image_size=(height, width)
@@ -127,28 +145,28 @@ def test_a_timm_tower_is_resized_by_timm_and_takes_squares_only(tmp_path: Path):
     native = teacher.embed_images(random_views(1, 160, 160))
     images = (random_views(1, 160, 160) / 255 - 0.5) / 0.25
     assert torch.allclose(native, model.encode_image(images, normalize=True), atol=1e-5)
-    teacher.take(224, "global_clip.view_size", aspect_kept=False)
+    teacher.prepare(224, "global_clip.view_size", aspect_kept=False)
     model.visual.set_input_size((224, 224))
     images = (random_views(1, 224, 224) / 255 - 0.5) / 0.25
     resized = teacher.embed_images(random_views(1, 224, 224))
     assert torch.allclose(resized, model.encode_image(images, normalize=True), atol=1e-5)
     with pytest.raises(UserError, match=r"`a.b` is 230; it must be a multiple of the tower's 16"):
-        teacher.take(230, "a.b", aspect_kept=False)
+        teacher.prepare(230, "a.b", aspect_kept=False)
     with pytest.raises(UserError, match="keeps the views' aspect, .* takes squares only"):
-        teacher.take(160, "a.b", aspect_kept=True)
+        teacher.prepare(160, "a.b", aspect_kept=True)
 
 
 def test_sizes_that_a_tower_cannot_take_are_refused(tmp_path: Path, finished: Project):
     write_local_dir(tmp_path / "vit", TINY_VIT)
     transformer = Teacher(tmp_path / "vit", "cpu")
     with pytest.raises(UserError, match=r"`a.b` is 100; it must be a multiple of .* stride, 16"):
-        transformer.take(100, "a.b", aspect_kept=True)
+        transformer.prepare(100, "a.b", aspect_kept=True)
     with pytest.raises(UserError, match="rounding: pixel` is for a teacher whose tower is a Res"):
-        transformer.take(96, "a.b", aspect_kept=True, in_pixels=True)
+        transformer.prepare(96, "a.b", aspect_kept=True, in_pixels=True)
     resnet = Teacher(finished / "data/weights/teacher", "cpu")
-    resnet.take(96, "a.b", aspect_kept=True, in_pixels=True)
+    resnet.prepare(96, "a.b", aspect_kept=True, in_pixels=True)
     with pytest.raises(UserError, match=r"multiple of the tower's stride, 32"):
-        resnet.take(100, "a.b", aspect_kept=False)
+        resnet.prepare(100, "a.b", aspect_kept=False)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +228,7 @@ def test_an_archive_a_state_dict_and_safetensors_give_the_same_embeddings(tiny_n
         expected = {"sha256": digest} if name == "archive.pt" else {}
         model, config = load_teacher(given(tiny_name, checkpoint=file, **expected))
         model.eval()
-        assert config["model_cfg"]["quick_gelu"]
+        assert config.model_cfg.quick_gelu
         assert next(model.parameters()).dtype == torch.float32
         seen.append((model.encode_image(images), model.encode_text(words)))
     assert len(seen) == 4
@@ -278,7 +296,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path):
     torch.save({"a": Evil(mark)}, tmp_path / "zip.pth")
     for name in ("raw.pth", "zip.pth"):
         with pytest.raises(UserError, match="cannot be loaded as plain weights"):
-            read_checkpoint(tmp_path / name, "student.checkpoint")
+            read_foreign_weights(tmp_path / name, "student.checkpoint")
     assert not mark.exists()
 
 
@@ -288,9 +306,9 @@ def test_a_file_with_a_digest_in_its_name_is_checked_against_it(tmp_path: Path):
     right, wrong = tmp_path / f"resnet18-{digest[:8]}.pth", tmp_path / "resnet18-f37072fd.pth"
     for path in (right, wrong):
         path.write_bytes((tmp_path / "x.pth").read_bytes())
-    assert read_checkpoint(right, "k")["a"].item() == 0
+    assert read_foreign_weights(right, "k")["a"].item() == 0
     with pytest.raises(UserError, match="is not what its name says"):
-        read_checkpoint(wrong, "k")
+        read_foreign_weights(wrong, "k")
 
 
 def test_published_student_weights_are_read_as_plain_tensors_and_checked(
@@ -302,9 +320,9 @@ def test_published_student_weights_are_read_as_plain_tensors_and_checked(
     cached = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
     cached.parent.mkdir(parents=True)
     torch.save({"a": Evil(mark)}, cached)
-    note = {"arch": "resnet18", "output_stride": 32, "weights": "IMAGENET1K_V1"}
+    config = backbone_of("resnet18", "IMAGENET1K_V1")
     with pytest.raises(UserError, match="is not what its name says"):
-        first_weights(note, None, "data/none", 0)
+        first_weights(config, None, "data/none", 0)
     assert not mark.exists()
 
 
@@ -314,7 +332,7 @@ def test_a_published_tag_is_a_file_that_may_be_checked(tiny_name, files, monkeyp
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny_name, {"mine": tag})
     monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(files["a.safetensors"]))
     model, config = load_teacher(given(tiny_name, "mine"))
-    assert config["preprocess_cfg"] == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    assert config.preprocess_cfg == Preprocess(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     expected = load_file(files["a.safetensors"])["visual.conv1.weight"].float()
     assert torch.equal(model.visual.conv1.weight, expected)
     with pytest.raises(UserError, match="is not the expected file"):
@@ -328,11 +346,9 @@ def test_a_students_first_weights_are_those_of_torchvisions_file(tmp_path: Path,
     torch.manual_seed(3)
     published = getattr(torchvision.models, arch)(weights=None).eval()
     torch.save(published.state_dict(), tmp_path / "w.pth")
-    note = {"arch": arch, "output_stride": 32, "weights": "checkpoint"}
-    tensors = first_weights(note, None, str(tmp_path / "w.pth"), 0)
-    from stages.models.student import build_backbone
-
-    backbone, features = build_backbone(note)
+    config = backbone_of(arch, "checkpoint")
+    tensors = first_weights(config, None, str(tmp_path / "w.pth"), 0)
+    backbone, features = build_backbone(config)
     backbone.load_state_dict(tensors)
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
@@ -365,10 +381,8 @@ def test_the_teachers_input_is_normalised_as_asked(project: Project):
 
 
 def test_the_normalisation_of_a_file_is_that_of_the_models_published_weights(tmp_path: Path):
-    from stages.weights import _usual_preprocessing
-
-    assert _usual_preprocessing("ViT-B-16-SigLIP")["mean"] == (0.5, 0.5, 0.5)
-    assert _usual_preprocessing("RN50x64")["std"] == pytest.approx((0.2686, 0.2613, 0.2758), 1e-3)
+    assert usual_preprocessing("ViT-B-16-SigLIP").mean == (0.5, 0.5, 0.5)
+    assert usual_preprocessing("RN50x64").std == pytest.approx((0.2686, 0.2613, 0.2758), 1e-3)
 
 
 @torch.no_grad()
@@ -388,8 +402,8 @@ def test_a_tokenizer_from_elsewhere_is_kept_beside_the_weights(tmp_path: Path):
     wanted = given("local-dir", checkpoint=tmp_path / "given")
     model, loaded = load_teacher(wanted)
     folder = tmp_path / "kept"
-    save_weights(folder / "open_clip_model.safetensors", model.state_dict(), {})
-    (folder / "open_clip_config.json").write_text(json.dumps(loaded))
+    save_weights(folder / "open_clip_model.safetensors", model.state_dict(), TeacherNote())
+    loaded.write(folder)
     keep_tokenizer(wanted, loaded, folder)
     teacher = Teacher(folder, "cpu")
     one, two = teacher.embed_class(["a photo of a cat"]), teacher.embed_class(["a cat"])

@@ -9,14 +9,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from stages import ranks
-from stages.images.views import DETAIL, global_view
-from stages.models.student import Student, logits_of
-from stages.params import Optimiser
-from stages.training import Recipe, forward, set_mode, shared_batches, training_views
+from stages.images.crops import DETAIL, squash
+from stages.models.student import Student, StudentConfig, logits_of
+from stages.training.batches import Augmentation, Batch, shuffled_batches, training_views
+from stages.training.distributed import join
+from stages.training.network import forward_views, set_training_mode
 from tests.conftest import Project
-
-RECIPE = Recipe(1, Optimiser(batch=4, lr=1e-3, head_lr_factor=1), 1.0, (0.5,) * 4, 0.5)
 
 
 def test_an_images_views_follow_from_the_seed_and_its_row_alone():
@@ -24,7 +22,7 @@ def test_an_images_views_follow_from_the_seed_and_its_row_alone():
     files = pd.DataFrame({"path": [""] * 6, "sha256": [""] * 6})
 
     def views(rows: list[int], seed: int):
-        return training_views(files, 32, decoded, RECIPE, (rows, seed))
+        return training_views(files, Augmentation(32, (0.5,) * 4), decoded, Batch(rows, seed))
 
     together = views([3, 1, 5], 7)
     torch.manual_seed(99)
@@ -39,42 +37,44 @@ def test_an_images_views_follow_from_the_seed_and_its_row_alone():
 
 
 def test_every_image_comes_once_an_epoch_in_an_order_that_follows_from_the_seed():
-    batches = shared_batches(10, 4, 3)
-    assert [len(rows) for rows, _ in batches] == [4, 4, 2]
-    assert sorted(row for rows, _ in batches for row in rows) == list(range(10))
-    assert batches == shared_batches(10, 4, 3)
-    assert batches != shared_batches(10, 4, 4)
+    batches = shuffled_batches(10, 4, 3)
+    assert [len(batch.rows) for batch in batches] == [4, 4, 2]
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(10))
+    assert batches == shuffled_batches(10, 4, 3)
+    assert batches != shuffled_batches(10, 4, 4)
 
 
-def student_with(norm: nn.Module) -> Student:
+def student_with(norm: nn.Module, batch_norm: str) -> Student:
     torch.manual_seed(0)
-    return Student(nn.Sequential(nn.Conv2d(3, 4, 3), norm), 4, 2, 1.0)
+    config = StudentConfig(
+        arch="none", output_stride=1, weights="random", mean=(0.0,) * 3, std=(1.0,) * 3,
+        batch_norm=batch_norm, boost=1.0, head="library", precision="float32", size=8,
+        classes=("a", "b"),
+    )  # fmt: skip
+    return Student(nn.Sequential(nn.Conv2d(3, 4, 3), norm), 4, config)
 
 
 def test_a_view_has_the_statistics_of_its_own_pass():
     """With batch norm by the batch, both views in one pass would share them."""
-    note = {"batch_norm": "batch", "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    student = student_with(nn.BatchNorm2d(4))
+    student = student_with(nn.BatchNorm2d(4), "batch")
     weak = torch.randint(0, 128, (4, 3, 8, 8), dtype=torch.uint8)
     strong = torch.randint(128, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    set_mode(student, note)
-    fabric = ranks.fabric("cpu", "float32")
-    apart = forward(fabric, student, note, weak, strong, apart=True)
-    alone = logits_of(student(strong / 255))
+    set_training_mode(student, "batch")
+    network = join("cpu", "float32").setup(student)
+    apart = forward_views(network, weak, strong, apart=True)
+    alone = logits_of(student.class_activation_maps(strong / 255))
     assert torch.allclose(apart[1], alone, atol=1e-6)
-    shared = forward(fabric, student, note, weak, strong, apart=False)
+    shared = forward_views(network, weak, strong, apart=False)
     assert not torch.allclose(shared[1], alone, atol=1e-2)
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_one_pass_is_as_two():
-    note = {"batch_norm": "frozen", "mean": (0.0,) * 3, "std": (1.0,) * 3}
     norm = nn.BatchNorm2d(4)
-    student = student_with(norm)
+    student = student_with(norm, "frozen")
     weak, strong = torch.randint(0, 256, (2, 4, 3, 8, 8), dtype=torch.uint8)
-    set_mode(student, note)
-    fabric = ranks.fabric("cpu", "float32")
-    together = forward(fabric, student, note, weak, strong, apart=False)
-    apart = forward(fabric, student, note, weak, strong, apart=True)
+    set_training_mode(student, "frozen")
+    together = forward_views(student, weak, strong, apart=False)
+    apart = forward_views(student, weak, strong, apart=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(together, apart, strict=True))
     assert norm.num_batches_tracked == 0
     assert (norm.running_mean == 0).all()
@@ -92,15 +92,15 @@ def test_the_mean_student_follows_by_its_decay_from_the_first_step(project: Proj
     for file in epochs:  # of one step each
         kept = load_file(file)
         for name in learned:
-            found = kept[f"kept.mean_student.module.{name}"]
+            found = kept[f"ema.module.{name}"]
             expected = 0.8 * mean[name] + 0.2 * kept[f"weights.{name}"]
             assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6), name
             mean[name] = found
 
 
 def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path):
+    from stages.images.crops import read_squashed
     from stages.images.decode import read_image
-    from stages.images.views import read_global_view
 
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -113,6 +113,6 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path):
     drafted = read_image(str(path), digest, enough=DETAIL * 96)
     assert full.size == (1600, 1200)
     assert drafted.size == (400, 300)
-    difference = read_global_view(str(path), digest, 96).int() - global_view(full, 96).int()
+    difference = read_squashed(str(path), digest, 96).int() - squash(full, 96).int()
     assert float(difference.abs().float().mean()) < 1.5
     assert read_image(str(path), digest, enough=1000).size == (1600, 1200)

@@ -15,16 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from stages.errors import UserError
-from stages.images.views import Cutting, part_of_squashed, view_size
+from stages.images.crops import CropRule, crop_size, crop_squashed
+from stages.method.cam import region_box, region_boxes
 from stages.method.similarity import class_probabilities, class_probabilities_in_half
 from stages.method.views import (
     above_class_mean,
     grid_boxes,
     random_boxes,
-    region_box,
-    region_boxes,
 )
+from stages.runtime.errors import UserError
 from stages.sources.box_table import box_table
 from tests.conftest import Project
 
@@ -100,16 +99,16 @@ def test_half_precision_is_torchs_on_unit_vectors(seed: int, factor: float):
     [((0, 0, 160, 639), (160, 640)), ((0, 0, 639, 160), (640, 160)), ((0, 0, 640, 9), (640, 32))],
 )
 def test_sides_may_be_whole_pixels_instead_of_strides(box, size):
-    assert view_size(box, Cutting(640, rounding="pixel"), 32) == size
+    assert crop_size(box, CropRule(640, rounding="pixel"), 32) == size
 
 
 def test_a_square_view_is_one_whatever_the_box():
-    assert view_size((0, 0, 10, 90), Cutting(64, "square"), 32) == (64, 64)
+    assert crop_size((0, 0, 10, 90), CropRule(64, "square"), 32) == (64, 64)
 
 
 def test_a_part_of_the_squashed_image_is_torchs_own_enlargement():
     squashed = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
-    part = part_of_squashed(squashed, (4, 2, 12, 18), (16, 32))
+    part = crop_squashed(squashed, (4, 2, 12, 18), (16, 32))
     assert part.shape == (3, 32, 16)
     expected = F.interpolate(squashed[None, :, 2:18, 4:12].float(), (32, 16), mode="bilinear")
     assert torch.equal(part, expected[0])
@@ -193,9 +192,9 @@ def test_pairs_that_are_not_judged_are_left_out_of_every_average():
     """As VOC's difficult objects under `ignore`: the table may hold NaN."""
     from stages.method.average_precision import (
         mean_average_precision,
-        micro_average_precision,
         per_class_average_precision,
     )
+    from stages.method.evaluation import micro_average_precision
 
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, (20, 3)).astype(np.float32)

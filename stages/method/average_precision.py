@@ -5,21 +5,28 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from stages.method.types import Booleans, Floats
+from stages.runtime.types import Booleans, Floats
+
+
+def average_precision(truth: Booleans | Floats, scores: Floats) -> float:
+    """Of one ranking, in [0, 1]: the area under the stepwise curve, without interpolation.
+
+    truth, scores: of one shape; where `truth` is NaN, the score is left out. NaN without a
+    positive.
+    """
+    judged = ~np.isnan(truth)
+    positive = truth[judged] > 0
+    if not positive.any():
+        return float("nan")
+    return float(average_precision_score(positive, scores[judged]))
 
 
 def per_class_average_precision(truth: Booleans | Floats, scores: Floats) -> Floats:
-    """Average precision of each class, in [0, 1]; NaN for a class without a positive.
+    """Average precision of each class; NaN for a class without a positive.
 
-    truth, scores: (images, classes); where `truth` is NaN, the pair is left out. The area under
-    the stepwise curve, without interpolation.
+    truth, scores: (images, classes).
     """
-    return np.array(
-        [
-            micro_average_precision(t[:, None], s[:, None])
-            for t, s in zip(truth.T, scores.T, strict=True)
-        ]
-    )
+    return np.array([average_precision(t, s) for t, s in zip(truth.T, scores.T, strict=True)])
 
 
 def mean_average_precision(truth: Booleans | Floats, scores: Floats) -> float:
@@ -30,15 +37,6 @@ def mean_average_precision(truth: Booleans | Floats, scores: Floats) -> float:
     of_each = per_class_average_precision(truth, scores)
     defined = ~np.isnan(of_each)
     return float(of_each[defined].mean()) if defined.any() else float("nan")
-
-
-def micro_average_precision(truth: Booleans | Floats, scores: Floats) -> float:
-    """Average precision of all (image, class) pairs as one ranking; NaN without a positive."""
-    judged = ~np.isnan(truth)
-    positive = truth[judged] > 0
-    if not positive.any():
-        return float("nan")
-    return float(average_precision_score(positive, scores[judged]))
 
 
 def published_training_map(labels: Floats, scores: Floats) -> float:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import entr
 
-from stages.method.types import Booleans, Floats, Integers
+from stages.runtime.types import Booleans, Floats, Integers
 
 
 class ClassBias(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.method.types import Booleans, Floats, Integers
+from stages.runtime.types import Booleans, Floats, Integers
 
 
 def pool_views(p: Floats, image_of_view: Integers, images: int) -> tuple[Floats, Booleans]:

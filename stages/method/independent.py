@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import expit
 
-from stages.method.types import Floats
+from stages.runtime.types import Floats
 
 
 class ClassScale(NamedTuple):

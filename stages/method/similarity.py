@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import softmax
 
-from stages.method.types import Floats
+from stages.runtime.types import Floats
 
 
 def similarities(image_embeddings: Floats, class_embeddings: Floats) -> Floats:

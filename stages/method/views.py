@@ -1,13 +1,12 @@
-"""Section 3.2: which classes of an image get a local view, and where it lies."""
+"""Section 3.2: which classes of an image get a local view, and the views' boxes in pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.ndimage import find_objects, label
 
-from stages.method.types import Booleans, Floats, Integers
+from stages.runtime.types import Booleans, Floats, Integers
 
 Box = tuple[float, float, float, float]
 
@@ -54,58 +53,12 @@ def above_class_mean(scores: Floats) -> Floats:
     return above
 
 
-def scale_to_unit(activation: Floats) -> Floats:
-    """Class activation maps (…, height, width), each scaled to 0..1 by its own extremes.
-
-    A flat map says nothing of where the class is, and becomes 1 everywhere.
-    """
-    low = activation.min(axis=(-2, -1), keepdims=True)
-    span = activation.max(axis=(-2, -1), keepdims=True) - low
-    unit: Floats = np.where(span > 0, (activation - low) / np.where(span > 0, span, 1), 1)
-    return unit.astype(activation.dtype, copy=False)
-
-
-def region_box(unit_map: Floats, threshold: float) -> Floats:
-    """The tight box of all cells of each map of `unit_map` (…, height, width) above `threshold`.
-
-    Returns (…, 4): x0, y0, x1, y1 as shares of the width and height. A map scaled to 0..1 has its
-    maximum of 1 above any threshold below 1, so there is always a box; that of a flat map is the
-    image.
-    """
-    active = np.asarray(unit_map > threshold)
-    edges = []
-    for of_cells in (active.any(axis=-2), active.any(axis=-1)):
-        cells = of_cells.shape[-1]
-        first, last = of_cells.argmax(axis=-1), cells - np.flip(of_cells, axis=-1).argmax(axis=-1)
-        edges.append((first / cells, last / cells))
-    (x0, x1), (y0, y1) = edges
-    return np.stack([x0, y0, x1, y1], axis=-1)
-
-
-def region_boxes(unit_map: Floats, threshold: float) -> list[Box]:
-    """As `region_box`, but one for each connected region (cells that touch, corners included)."""
-    height, width = unit_map.shape
-    regions, _ = label(unit_map > threshold, structure=np.ones((3, 3)))
-    return [
-        (columns.start / width, rows.start / height, columns.stop / width, rows.stop / height)
-        for rows, columns in find_objects(regions)
-    ]
-
-
-def first_last_box(activation: Floats, threshold: float) -> Box:
-    """The published script's box: from the first to the last active cell in reading order.
-
-    Its rows are those of the tight box, its columns just those of these two cells, and the last
-    row and column are not inside. activation: (height, width), not scaled; the script adds 1e-5 to
-    the range by which it divides. Where it crashes, for want of an active cell, the greatest one
-    is taken.
-    """
-    height, width = activation.shape
-    low, high = activation.min(), activation.max()
-    active = np.flatnonzero((activation - low) / (high - low + np.float32(1e-5)) > threshold)
-    ends = active[[0, -1]] if len(active) else np.repeat(activation.argmax(), 2)
-    (y0, y1), (x0, x1) = np.divmod(ends, width)
-    return min(x0, x1) / width, y0 / height, max(x0, x1) / width, y1 / height
+def rank_candidates(scores: Floats, chosen: Booleans) -> tuple[Integers, Integers, Integers]:
+    """Image, class and rank of what is `chosen` (images, classes): by image, best class first."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    wanted = np.take_along_axis(chosen, order, axis=1)
+    image, place = np.nonzero(wanted)
+    return image, order[image, place], (np.cumsum(wanted, axis=1) - 1)[image, place]
 
 
 def grid_boxes(side: int) -> list[Box]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +16,62 @@ from open_clip import create_model, get_tokenizer
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import VisionTransformer
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 from torch.func import functional_call
 
-from stages import machine
-from stages.errors import UserError
-from stages.images.augment import normalise
+from stages.images.normalise import normalise
+from stages.models.device import batch_size, move
 from stages.models.folding import fold_batch_norm
-from stages.models.weights import verified
+from stages.models.weights import TeacherNote, read_verified
+from stages.runtime.errors import UserError
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
+
+
+class ModelShape(BaseModel):
+    """What open_clip builds a model of; of its keys those that are looked at here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    embed_dim: int
+    vision_cfg: dict[str, object]
+    text_cfg: dict[str, object] = {}
+    quick_gelu: bool = False
+
+
+class Preprocess(BaseModel):
+    """Mean and deviation of a channel of the model's input."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class TeacherConfig(BaseModel):
+    """The configuration in an open_clip local-dir."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+    model_cfg: ModelShape
+    preprocess_cfg: Preprocess
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """That of a folder; `UserError` for one that is damaged or of another form."""
+        try:
+            return cls.model_validate_json((folder / CONFIG).read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(f"{folder / CONFIG}: {where}: {first['msg'].lower()}") from None
+
+    def write(self, folder: Path) -> None:
+        """Into a folder, with what was given and nothing else."""
+        content = self.model_dump(mode="json", exclude_unset=True)
+        (folder / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 class Teacher:
@@ -34,22 +79,22 @@ class Teacher:
 
     precision: of the image tower, a floating-point type of torch's; texts are in single precision.
     stride: pixels a cell of the tower's grid, None for a tower that takes squares of one size only.
-    dim: length of an embedding. batch: views in one pass, after `take`.
+    dim: length of an embedding. batch: views in one pass, after `prepare`.
     temperature: of the softmax, as the contrastive training left it.
     """
 
     def __init__(self, folder: Path, device: str, precision: str = "float32") -> None:
         # open_clip reports every step of the loading through the root logger
         logging.getLogger().setLevel(logging.ERROR)
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        config = TeacherConfig.read(folder)
         self.folder = folder
-        self.dim = int(config["model_cfg"]["embed_dim"])
-        self.digest = str(verified(folder / WEIGHTS)[1]["sha256"])
+        self.dim = config.model_cfg.embed_dim
+        self.digest = read_verified(folder / WEIGHTS, TeacherNote)[1].sha256
         self.device = device
         self.batch = 1
         self.model: Any = create_model(f"local-dir:{folder}", device=device).eval()
-        self.mean = tuple(config["preprocess_cfg"]["mean"])
-        self.std = tuple(config["preprocess_cfg"]["std"])
+        self.mean = config.preprocess_cfg.mean
+        self.std = config.preprocess_cfg.std
         self.temperature = float(1 / self.model.logit_scale.detach().exp())
         self.tower = self.model.visual
         self.stride: int | None = None
@@ -74,7 +119,7 @@ class Teacher:
         """The tokenizer of the teacher's words; only the text embeddings need it."""
         return get_tokenizer(f"local-dir:{self.folder}")
 
-    def take(self, size: int, key: str, *, aspect_kept: bool, in_pixels: bool = False) -> None:
+    def prepare(self, size: int, key: str, *, aspect_kept: bool, in_pixels: bool = False) -> None:
         """Prepare for views of `size`, or refuse, in the name of the parameter `key`.
 
         aspect_kept: views need not be square; in_pixels: nor multiples of the stride.
@@ -91,7 +136,7 @@ class Teacher:
             )
         elif in_pixels and not isinstance(self.tower, ModifiedResNet):
             raise UserError("`local_clip.rounding: pixel` is for a teacher whose tower is a ResNet")
-        self.batch = machine.batch(
+        self.batch = batch_size(
             self.device, size, lambda count: self.embed_images(torch.zeros(count, 3, size, size))
         )
 
@@ -114,7 +159,7 @@ class Teacher:
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
         """Unit embeddings (n, dim) float32, on the device, of views (n, 3, h, w) of 0 … 255."""
-        on_device = machine.move(views, self.device)
+        on_device = move(views, self.device)
         return self.embed_inputs(normalise(on_device, self.mean, self.std).to(self.precision))
 
     def embed_inputs(self, images: Tensor) -> Tensor:

@@ -1,50 +1,94 @@
-"""Weights on disk: a safetensors file, and a JSON beside it that says what it is."""
+"""Weights on disk: a safetensors file, and a JSON beside it, the note, that says what it is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Self, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from stages.errors import UserError
+from stages.runtime.errors import UserError
 
-Note = dict[str, Any]
+
+class Note(BaseModel):
+    """What the JSON beside a weights file says; sha256 is of that file, added as it is written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    what: ClassVar[str] = "weights file of the pipeline"  # for messages
+
+    sha256: str = ""
+    index: str | None = None  # digest of the index that the weights were learned from
+
+    def to_json(self) -> str:
+        """As text; what is None is left out."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+    def of_file(self, content: bytes) -> Self:
+        """The same note, of a file with that content."""
+        return self.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+
+
+AnyNote = TypeVar("AnyNote", bound=Note)
+
+
+class TeacherNote(Note):
+    """model: its name for open_clip; origin: of the weights, a tag or a file's name."""
+
+    model: str = ""
+    origin: str = ""
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], note: Note) -> None:
     """Write `tensors` to `path` and `note`, with the file's digest added, to `path` with .json."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-    note = note | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(note, indent=2, sort_keys=True) + "\n")
+    path.with_suffix(".json").write_text(note.of_file(path.read_bytes()).to_json())
 
 
-def verified(path: Path) -> tuple[bytes, Note]:
+def read_note(path: Path, kind: type[AnyNote]) -> AnyNote:
+    """The note beside a weights file; `UserError` if it is missing, damaged or of another kind."""
+    beside = path.with_suffix(".json")
+    try:
+        return kind.model_validate_json(beside.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{beside} is not there: run `dvc repro` first") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise UserError(f"{beside} is damaged ({first['msg']})") from None
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path} is no {kind.what}: `{where}` in its .json: {first['msg'].lower()}"
+        ) from None
+
+
+def read_verified(path: Path, kind: type[AnyNote]) -> tuple[bytes, AnyNote]:
     """The bytes of a weights file and its note, after the digest was checked.
 
     Raises `UserError` if a file is missing or damaged.
     """
+    note = read_note(path, kind)
     try:
-        note: Note = json.loads(path.with_suffix(".json").read_text())
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is not there: run `dvc repro` first") from None
-    except ValueError as error:
-        raise UserError(f"{path.with_suffix('.json')} is damaged ({error})") from None
-    if hashlib.sha256(content).hexdigest() != note.get("sha256"):
+    if note.of_file(content).sha256 != note.sha256:
         raise UserError(f"{path} is not the file its .json describes: the digests differ")
     return content, note
 
 
-def load_weights(path: Path, index: str | None = None) -> tuple[dict[str, Tensor], Note]:
+def load_weights(
+    path: Path, kind: type[AnyNote], index: str | None = None
+) -> tuple[dict[str, Tensor], AnyNote]:
     """What `save_weights` wrote, checked; refused if made from another `index`."""
-    content, note = verified(path)
-    if index is not None and note.get("index") != index:
+    content, note = read_verified(path, kind)
+    if index is not None and note.index != index:
         raise UserError(
             f"{path} was made from another index than data/index.parquet: run `dvc repro`"
         )

@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.errors import UserError, reason
+from stages.artifacts import CAM_BOXES
+from stages.method.views import box_in_pixels
+from stages.runtime.errors import UserError, reason
+from stages.runtime.progress import say
+from stages.runtime.types import Floats
 
 KEY = "cam_boxes.boxes in params.yaml"
 EDGES = ["x0", "y0", "x1", "y1"]
@@ -40,4 +44,38 @@ def box_table(path: str) -> pd.DataFrame:
     table = pd.DataFrame({"image_id": boxes["image_id"].astype(str)})
     table["class"] = boxes["class"].astype(str) if "class" in boxes else ""
     table[EDGES] = edges.astype(np.int32)
+    return table
+
+
+def views_of_file(path: str, rows: pd.DataFrame, side: int) -> pd.DataFrame:
+    """The boxes of a file that are of the index's `rows`, in their order, as `CAM_BOXES` has them.
+
+    side: of the square to which the student's input is squashed.
+    """
+    boxes = box_table(path)
+    sized = rows[["image_id", "width", "height"]].reset_index(names="row")
+    found = boxes.merge(sized, on="image_id").sort_values("row", kind="stable", ignore_index=True)
+    say(
+        f"cam_boxes: {len(found)} views of {found['image_id'].nunique()} of {len(rows)} images "
+        f"from {path}; {len(boxes) - len(found)} of other images are left out"
+    )
+    outside = found[(found["x1"] > found["width"]) | (found["y1"] > found["height"])]
+    if len(outside):
+        raise UserError(f"{KEY}: a box of {outside['image_id'].iloc[0]} reaches out of the image")
+    scale = side / found[["width", "height", "width", "height"]].to_numpy()
+    squashed = found[EDGES].to_numpy() * scale
+    found[["u0", "v0"]] = np.floor(squashed[:, :2] + 1e-6).astype(np.int32)
+    found[["u1", "v1"]] = np.ceil(squashed[:, 2:] - 1e-6).astype(np.int32)
+    found["rank"] = found.groupby("image_id").cumcount().astype(np.int32)
+    found["score"] = np.float32(np.nan)
+    return found[list(CAM_BOXES.columns)]
+
+
+def with_edges(table: pd.DataFrame, boxes: Floats, rows: pd.DataFrame, side: int) -> pd.DataFrame:
+    """`table` with the edges of `boxes`: in pixels of the originals, the index's `rows` of each
+    box, and of the square to which they are squashed.
+    """
+    width, height = rows["width"].to_numpy(), rows["height"].to_numpy()
+    table[EDGES] = box_in_pixels(boxes, width, height)
+    table[["u0", "v0", "u1", "v1"]] = box_in_pixels(boxes, side, side)
     return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.errors import UserError
+from stages.runtime.errors import UserError
 from stages.sources.photograph import has_control
 
 # columns of tables that also have one a class

@@ -13,14 +13,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from stages.errors import UserError, reason
+from stages.runtime.errors import UserError, reason
 from stages.sources.photograph import Photograph, listed
 
 SPLITS = {"train": "train2014", "test": "val2014"}
+
+
+class Image(TypedDict):
+    """A line of the file's `images`, as far as it is used."""
+
+    id: int
+    file_name: str
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Annotations:
     """A file of annotations; `images` as in the file, `categories` their names by ascending id."""
 
     path: Path
-    images: list[dict[str, Any]]
+    images: list[Image]
     categories: dict[int, str]
     found: list[tuple[int, int]]  # image id, category id
 
@@ -55,7 +62,9 @@ def read_annotations(path: Path, key: str) -> Annotations:
     try:
         content = json.loads(path.read_bytes())
         categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        images = [{"id": int(i["id"]), "file_name": str(i["file_name"])} for i in content["images"]]
+        images: list[Image] = [
+            {"id": int(i["id"]), "file_name": str(i["file_name"])} for i in content["images"]
+        ]
         found = [(int(a["image_id"]), int(a["category_id"])) for a in content["annotations"]]
     except (OSError, ValueError) as error:
         raise UserError(f"{key} in params.yaml: {path} cannot be read: {reason(error)}") from None
@@ -104,7 +113,7 @@ def _official(folder: Path, part: str, key: str) -> Annotations:
     return read_annotations(folder / f"instances_{part}.json", key)
 
 
-def _annotated(annotations: Annotations) -> list[dict[str, Any]]:
+def _annotated(annotations: Annotations) -> list[Image]:
     wanted = {image for image, _ in annotations.found}
     kept = [image for image in annotations.images if image["id"] in wanted]
     return sorted(kept, key=lambda image: str(image["id"]))

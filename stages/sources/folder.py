@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
-from stages.errors import UserError
 from stages.images.decode import SUFFIXES
+from stages.runtime.errors import UserError
 from stages.sources.photograph import Photograph, has_control, printable
 
 

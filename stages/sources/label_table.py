@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.errors import UserError
-from stages.params import NONE
+from stages.runtime.errors import UserError
+from stages.runtime.params import NONE
 from stages.sources.coco import read_annotations
 from stages.sources.photograph import lines_of
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.errors import UserError, reason
+from stages.runtime.errors import UserError, reason
 from stages.sources.photograph import Photograph, lines_of, listed
 
 OFFICIAL = {"train": "Train", "test": "Test"}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from stages.errors import UserError, reason
+from stages.runtime.errors import UserError, reason
 
 
 class Photograph(NamedTuple):

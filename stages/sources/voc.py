@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from stages.errors import UserError
+from stages.runtime.errors import UserError
 from stages.sources.photograph import Photograph, lines_of, listed
 
 Year = Literal["2007", "2012"]
@@ -39,7 +39,7 @@ def photographs(root: str, year: Year) -> list[Photograph]:
 
 
 def labels(
-    folder: str, year: Year, classes: list[str], difficult: Difficult
+    folder: str, classes: list[str], difficult: Difficult, year: Year
 ) -> tuple[list[str], np.ndarray]:
     """The ids of the images of `photographs`, and their labels (images, classes).
 

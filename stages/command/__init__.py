@@ -1,0 +1,1 @@
+"""The `ccd` command: what people do with the pipeline beside `dvc repro`."""

@@ -1,0 +1,195 @@
+"""The `ccd` command: what people do with the pipeline beside `dvc repro`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from stages.runtime.errors import UserError
+
+app = typer.Typer(
+    help="Annotation-free multi-label image classification. `dvc repro` runs the pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Format(StrEnum):
+    """What `ccd predict` writes."""
+
+    json = "json"
+    csv = "csv"
+    parquet = "parquet"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"ccd {version('ccd-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    shown: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say which it is."),
+    ] = False,
+) -> None:
+    """What stands before the verbs."""
+
+
+@app.command()
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file instead.")
+    ] = None,
+    form: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="json, csv or parquet; by default what --output ends with, or json.",
+        ),
+    ] = None,
+    student: Annotated[
+        Path, typer.Option(help="The classifier's weights; their .json lies beside them.")
+    ] = Path("data/classifier/student.safetensors"),
+) -> None:
+    """Name what is on images, with the trained student alone."""
+    form = form or _format_of(output)
+    if form is Format.parquet and output is None:
+        _fail("parquet cannot be printed: give --output", code=2)
+    try:
+        from stages.command.predict import images_in
+        from stages.command.predict import predict as predict_images
+
+        table = predict_images(images_in(paths), student)
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
+    failed = table["status"] != "ok"
+    try:
+        if form is Format.parquet and output is not None:
+            table.to_parquet(output, index=False)
+        else:
+            text = _as_json(table) if form is Format.json else table.to_csv(index=False)
+            if output is None:
+                sys.stdout.write(text)
+            else:
+                output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _fail(f"{output}: {error.strerror}")
+    for row in table[failed].itertuples():
+        typer.echo(f"ccd: {row.image}: {row.status} ({row.error})", err=True)
+    raise typer.Exit(int(failed.any()))
+
+
+@app.command()
+def preset(
+    dataset: Annotated[
+        str,
+        typer.Argument(help="voc12, voc07, coco, nuswide, nuswide_official, folder (yours), demo."),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="paper (its text), official (its script) or recommended (this project's; default)."
+        ),
+    ] = None,
+) -> None:
+    """Print a params.yaml: `ccd preset voc12 --recipe paper > params.yaml`."""
+    from stages.command.preset import preset as text_of
+
+    try:
+        sys.stdout.write(text_of(dataset, recipe))
+    except UserError as error:
+        _fail(str(error), code=2)
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="voc07, voc12, coco or nuswide.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Download it.")] = False,
+) -> None:
+    """Say what a published data set is, where from and under what terms; with --yes, get it."""
+    from stages.command.fetch import DATA_SETS, description
+    from stages.command.fetch import fetch as fetch_data_set
+
+    try:
+        typer.echo(description(dataset))
+        if yes:
+            fetch_data_set(dataset, typer.echo)
+        elif DATA_SETS[dataset].archives:
+            typer.echo(f"Nothing was downloaded. `ccd fetch {dataset} --yes` does it.")
+    except UserError as error:
+        _fail(str(error))
+
+
+@app.command()
+def ladder() -> None:
+    """Show the last evaluation: every label and classifier, from the teacher to the student."""
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    from stages.artifacts import REPORT, RESULTS
+
+    path = RESULTS / "ladder.csv"
+    if not path.exists():
+        _fail(f"{path} is not there: run `dvc repro` first")
+    rungs = pd.read_csv(path)
+    table = Table("judged on", "images", "what", "mAP", "micro-AP", box=None)
+    for rung in rungs.to_dict("records"):
+        figures = [
+            f"{rung[key]:.1f}" if rung[key] == rung[key] else "–" for key in ("mAP", "micro_AP")
+        ]
+        table.add_row(rung["split"], str(rung["images"]), rung["what"], *figures)
+    Console(width=110).print(table)
+    if not rungs["images"].any():
+        typer.echo("There is no ground truth; results/metrics.json has what can be said without.")
+    typer.echo(f"Report: {REPORT}")
+
+
+def _format_of(output: Path | None) -> Format:
+    suffix = output.suffix.removeprefix(".") if output else "json"
+    if suffix not in list(Format):
+        _fail(f"{output}: give --format, or a name that ends in .json, .csv or .parquet", code=2)
+    return Format(suffix)
+
+
+def _as_json(table: object) -> str:
+    import json
+
+    import pandas as pd
+
+    assert isinstance(table, pd.DataFrame)
+    classes = list(table.columns[3:])
+    rows = []
+    for row in table.to_dict("records"):
+        known = (
+            {name: round(float(row[name]), 4) for name in classes}
+            if row["status"] == "ok"
+            else None
+        )
+        rows.append(
+            {key: row[key] for key in ("image", "status", "error")} | {"probabilities": known}
+        )
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    typer.echo(f"ccd: {message}", err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app()

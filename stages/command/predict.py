@@ -1,0 +1,74 @@
+"""The trained student at work on new images, alone: no CLIP, no index, no DVC."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from stages.images.crops import DETAIL, squash, stack_views
+from stages.images.decode import BadImage, decode
+from stages.images.prefetch import split_batches
+from stages.models.device import device
+from stages.models.student import Student
+from stages.runtime.errors import UserError
+from stages.runtime.progress import meter
+from stages.sources.folder import photographs
+from stages.sources.photograph import Photograph, printable
+
+MAX_PIXELS = 100_000_000
+
+
+def images_in(paths: Iterable[Path]) -> list[Photograph]:
+    """The image files that `paths` name: files as they are, folders with all below them."""
+    found = []
+    for path in paths:
+        if path.is_dir():
+            below, _ = photographs(str(path), "", key="ccd predict")
+            found += [photo._replace(image_id=photo.path) for photo in below]
+        elif path.exists():
+            found.append(Photograph(printable(os.fsencode(path)), str(path), "", ""))
+        else:
+            raise UserError(f"{printable(os.fsencode(path))} is not there")
+    return found
+
+
+def predict(images: list[Photograph], weights: Path) -> pd.DataFrame:
+    """One row an image: `image`, `status`, `error`, and a probability for each class.
+
+    An image that cannot be used has a status other than ok, the reason, and no probabilities.
+    """
+    student = Student.load(weights, device())
+    size, classes = student.config.size, student.config.classes
+    probabilities = np.full((len(images), len(classes)), np.nan, np.float32)
+    states = [("ok", "")] * len(images)
+    with meter("predict", "images", len(images)) as progress:
+        for rows in split_batches(range(len(images)), student.batch_size(size)):
+            views = {}
+            for row in rows:
+                try:
+                    views[row] = read_view(images[row], size)
+                except BadImage as bad:
+                    states[row] = (bad.status, str(bad))
+            if views:
+                scores = student.scores(stack_views(list(views.values())))
+                probabilities[list(views)] = scores.cpu().numpy()
+            progress.advance(len(rows), failed=len(rows) - len(views))
+    table = pd.DataFrame(states, columns=["status", "error"])
+    table.insert(0, "image", [photo.image_id for photo in images])
+    return pd.concat([table, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
+
+
+def read_view(photo: Photograph, size: int) -> Tensor:
+    """The whole image squashed to a square; raises `BadImage`."""
+    if photo.error:
+        raise BadImage("bad_name", photo.error)
+    try:
+        content = Path(photo.path).read_bytes()
+    except OSError as error:
+        raise BadImage("unreadable", error.strerror or str(error)) from None
+    return squash(decode(content, MAX_PIXELS, enough=DETAIL * size), size)

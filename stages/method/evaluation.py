@@ -1,0 +1,151 @@
+"""Section 4: labels and classifiers compared with the ground truth, as tables of figures.
+
+Scores are label tables, by the rung of the ladder that they stand on; `judged` has the ground truth
+by split: `image_id` and a column a class, 0, 1, or NaN where a pair is not judged.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import precision_recall_curve
+
+from stages.method.average_precision import (
+    average_precision,
+    mean_average_precision,
+    per_class_average_precision,
+)
+from stages.method.debias import entropy
+from stages.method.metrics import Diagnostics, Metrics
+from stages.runtime.types import Booleans, Floats
+
+Tables = dict[str, pd.DataFrame]
+
+# the rungs of the ladder: key, split, what is judged
+RUNGS = (
+    ("initial", "train", "initial labels: CLIP on the whole image"),
+    ("local", "train", "local labels: CLIP on the local views"),
+    ("pseudo", "train", "pseudo-labels: both fused"),
+    ("teacher", "test", "the teacher itself as the classifier"),
+    ("warmup", "test", "the student after the warm-up"),
+    ("student", "test", "the student: the result"),
+)
+
+
+def micro_average_precision(truth: Booleans | Floats, scores: Floats) -> float:
+    """Average precision of all (image, class) pairs as one ranking; NaN without a positive."""
+    return average_precision(truth.ravel(), scores.ravel())
+
+
+def values_of(table: pd.DataFrame) -> Floats:
+    """(images, classes) of a label table."""
+    return table.drop(columns="image_id").to_numpy(np.float32)
+
+
+def align(scores: pd.DataFrame, truth: pd.DataFrame) -> tuple[Floats, Floats]:
+    """What is known (0, 1, or NaN) and the scores of those images, (images, classes) each."""
+    return values_of(truth), values_of(
+        scores.set_index("image_id").loc[truth["image_id"]].reset_index()
+    )
+
+
+def ladder(scores: Tables, judged: Tables) -> pd.DataFrame:
+    """A line a rung: mAP and micro-AP in percent, and how many images were judged."""
+    lines = []
+    for key, split, what in RUNGS:
+        truth, values = align(scores[key], judged[split])
+        lines.append(
+            {
+                "rung": key,
+                "split": split,
+                "mAP": round(100 * mean_average_precision(truth, values), 2),
+                "micro_AP": round(100 * micro_average_precision(truth, values), 2),
+                "images": len(truth),
+                "what": what,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def metrics(rungs: pd.DataFrame, judged: Tables, diagnosed: Diagnostics) -> Metrics:
+    """The figures of the ladder that are defined, and the diagnostics."""
+    of = rungs.set_index("rung")[["mAP", "micro_AP"]].astype(float)
+    found: Metrics = {"labelled_images": {split: len(truth) for split, truth in judged.items()}}
+    if len(judged["test"]):
+        for key, rung, figure in (
+            ("mAP", "student", "mAP"),
+            ("micro_AP", "student", "micro_AP"),
+            ("teacher_mAP", "teacher", "mAP"),
+            ("warmup_mAP", "warmup", "mAP"),
+        ):
+            value = float(of[figure][rung])
+            if not np.isnan(value):
+                found[key] = value  # type: ignore[literal-required]
+        absent = np.nansum(values_of(judged["test"]), axis=0) == 0
+        found["classes_without_a_positive"] = int(absent.sum())
+    if len(judged["train"]):
+        labels = of.loc[["initial", "local", "pseudo"]]
+        found["label_mAP"] = _defined(labels["mAP"])
+        found["label_micro_AP"] = _defined(labels["micro_AP"])
+    found["diagnostics"] = diagnosed
+    return found
+
+
+def _defined(figures: pd.Series) -> dict[str, float | None]:
+    """By rung; JSON knows no NaN."""
+    return {str(rung): None if np.isnan(v) else float(v) for rung, v in figures.items()}
+
+
+def diagnostics(
+    scores: Tables, train: pd.Series, bias: pd.DataFrame, boxes: pd.DataFrame
+) -> Diagnostics:
+    """What can be said without any ground truth; train: ids of the usable training images."""
+    teacher, student = (
+        scores[key].set_index("image_id").loc[train].to_numpy() for key in ("teacher", "student")
+    )
+    values = {key: values_of(scores[key]) for key in ("initial", "pseudo")} | {"student": student}
+    positives = {key: float((v >= 0.5).sum(axis=1).mean()) for key, v in values.items()}
+    unsure = entropy(teacher).mean() / max(np.log(teacher.shape[1]), 1e-9)
+    agreement = (teacher.argmax(axis=1) == student.argmax(axis=1)).mean()
+    return {
+        "teacher_entropy": round(float(unsure), 4),
+        "bias_least": round(float(bias["bias"].min()), 4),
+        "bias_greatest": round(float(bias["bias"].max()), 4),
+        "bias_not_measured": int((~bias["measured"]).sum()),
+        "views_per_image": round(len(boxes) / len(train), 4),
+        "positives_per_image": {key: round(value, 4) for key, value in positives.items()},
+        "teacher_student_top1_agreement": round(float(agreement), 4),
+    }
+
+
+def per_class(bias: pd.DataFrame, scores: Tables, judged: Tables) -> pd.DataFrame:
+    """Average precision of each class on every rung; empty where it is not defined."""
+    table = pd.DataFrame({"class": list(bias["class"]), "bias": bias["bias"].round(4)})
+    for split, truth in judged.items():
+        table[f"{split}_positives"] = np.nansum(values_of(truth), axis=0).astype(int)
+    for key, split, _ in RUNGS:
+        known, values = align(scores[key], judged[split])
+        nothing = np.full(len(bias), np.nan)
+        of_each = per_class_average_precision(known, values) if len(known) else nothing
+        table[f"{key}_AP"] = np.round(100 * of_each, 2)
+    return table
+
+
+def precision_recall(scores: Tables, truth: pd.DataFrame, points: int = 50) -> pd.DataFrame:
+    """Precision over recall on the test split: all pairs for each scorer, and each class's own."""
+    curves = [pd.DataFrame(columns=["scorer", "class", "recall", "precision"])]
+    for key in ("teacher", "warmup", "student"):
+        known, values = align(scores[key], truth)
+        columns = [("all", known.ravel(), values.ravel())]
+        if key == "student":
+            names = truth.columns.drop("image_id")
+            columns += [(str(c), known[:, n], values[:, n]) for n, c in enumerate(names)]
+        for name, t, s in columns:
+            judged = ~np.isnan(t)
+            if (t[judged] > 0).any():
+                precision, recall, _ = precision_recall_curve(t[judged] > 0, s[judged])
+                at = np.unique(np.linspace(0, len(recall) - 1, points).round().astype(int))[::-1]
+                curve = {"recall": recall[at], "precision": precision[at]}
+                table = pd.DataFrame({"scorer": key, "class": name} | curve).round(4)
+                curves.append(table)
+    return pd.concat(curves[1:] or curves, ignore_index=True)

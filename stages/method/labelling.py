@@ -1,0 +1,67 @@
+"""From embeddings of views to labels, as `labels` in params.yaml asks: both steps of `bias` and
+`fuse_labels`, of which the formulas stand in the files beside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.method.debias import debias, label_floor, shows_a_class
+from stages.method.independent import ClassScale, independent_labels
+from stages.method.similarity import PROBABILITIES, similarities
+from stages.runtime.params import Labels
+from stages.runtime.types import Booleans, Floats
+
+
+@dataclass(frozen=True)
+class Zeroshot:
+    """What the teacher says of views, given the classes' embeddings `text` (classes, dim).
+
+    temperature: of the softmax; centre: what to subtract from a class's similarities before it.
+    """
+
+    settings: Labels
+    text: Floats
+    temperature: float
+
+    def probabilities(self, seen: Floats, centre: Floats | float = 0.0) -> Floats:
+        """(views, classes), of embeddings (views, dim) (Eq. 1-3)."""
+        return PROBABILITIES[self.settings.precision](seen, self.text, self.temperature, centre)
+
+    def similarities(self, seen: Floats) -> Floats:
+        """Cosines (views, classes)."""
+        return similarities(seen, self.text)
+
+    def scores(self, seen: Floats, centre: Floats | float) -> Floats:
+        """What labels are made of: probabilities or, to be independent, similarities."""
+        if self.settings.form == "independent":
+            return self.similarities(seen)
+        return self.probabilities(seen, centre)
+
+    def shows_a_class(self, seen: Floats) -> Booleans:
+        """(views,): whether a view shows any of the classes."""
+        if self.settings.none_entropy >= 1:
+            return np.ones(len(seen), bool)
+        return shows_a_class(self.probabilities(seen), self.settings.none_entropy)
+
+
+def zeroshot(settings: Labels, text: Floats, learned: float) -> Zeroshot:
+    """With the temperature that is set, or the teacher's own, `learned`."""
+    own = settings.temperature == "learned"
+    return Zeroshot(settings, text, learned if own else float(settings.temperature))
+
+
+def labels_of(
+    scores: Floats, settings: Labels, bias: Floats | None, scale: ClassScale | None
+) -> Floats:
+    """Labels (images, classes) of `scores`; debiased ones are not clipped to 1 yet.
+
+    bias: (classes,), to divide by; scale: of independent labels.
+    """
+    if scale is not None:
+        return independent_labels(scores, scale, settings.slope)
+    if bias is None:
+        return scores
+    return debias(scores, bias, label_floor(settings.floor, scores.shape[1]))

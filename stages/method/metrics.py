@@ -1,0 +1,31 @@
+"""What `results/metrics.json` holds: the figures that `dvc metrics diff` compares."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class Diagnostics(TypedDict):
+    """What can be said of the labels and the student without any ground truth."""
+
+    teacher_entropy: float
+    bias_least: float
+    bias_greatest: float
+    bias_not_measured: int
+    views_per_image: float
+    positives_per_image: dict[str, float]
+    teacher_student_top1_agreement: float
+
+
+class Metrics(TypedDict, total=False):
+    """In percent; what there is no ground truth for is left out."""
+
+    labelled_images: dict[str, int]
+    mAP: float  # the field's name
+    micro_AP: float
+    teacher_mAP: float
+    warmup_mAP: float
+    classes_without_a_positive: int
+    label_mAP: dict[str, float | None]
+    label_micro_AP: dict[str, float | None]
+    diagnostics: Diagnostics

@@ -1,0 +1,142 @@
+"""The student's backbones: what of a published architecture gives a feature map."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from stages.models.weights import Note
+
+
+class Tower(BaseModel):
+    """What a ModifiedResNet is built of, and the rest of a teacher's configuration of its tower."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    layers: tuple[int, ...]
+    width: int
+
+
+class BackboneConfig(Note):
+    """What a backbone is built of, where its first weights are from, and what input they know.
+
+    classes: of a trained classifier, if the weights are those of a whole one.
+    """
+
+    what = "first weights of a student"
+
+    arch: str
+    output_stride: int
+    weights: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tower: Tower | None = None
+    classes: tuple[str, ...] | None = None
+
+
+class _TowerTrunk(nn.Module):
+    """CLIP's ModifiedResNet up to its last feature map."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        for name in (
+            "conv1",
+            "bn1",
+            "act1",
+            "conv2",
+            "bn2",
+            "act2",
+            "conv3",
+            "bn3",
+            "act3",
+            "avgpool",
+        ):
+            setattr(self, name, getattr(tower, name))
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            setattr(self, name, getattr(tower, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+class _TransformerTrunk(nn.Module):
+    """A vision transformer without its classifier: its patches as a feature map.
+
+    Its positional embedding is interpolated (bicubic, the class token's kept) to the grid of
+    whatever image comes, so that maps may be drawn at another size than the training's.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.conv_proj = transformer.conv_proj
+        self.class_token = transformer.class_token
+        self.encoder = transformer.encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.conv_proj(x)
+        height, width = patches.shape[-2:]
+        tokens = torch.cat(
+            [self.class_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1
+        )
+        tokens = self.encoder.dropout(tokens + self._positions(height, width))
+        tokens = self.encoder.ln(self.encoder.layers(tokens))
+        features: Tensor = tokens[:, 1:].transpose(1, 2)
+        return features.reshape(*features.shape[:2], height, width)
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        table: Tensor = self.encoder.pos_embedding
+        side = round((table.shape[1] - 1) ** 0.5)
+        if (height, width) == (side, side):
+            return table
+        grid = table[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
+    """An untrained backbone of `config.arch` and the number of its features."""
+    arch = config.arch
+    if arch == "teacher_tower":
+        return _tower(config)
+    network: Any = getattr(torchvision.models, arch)(weights=None)
+    if arch.startswith("vit"):
+        return _TransformerTrunk(network), network.hidden_dim
+    if arch.startswith("convnext"):
+        norm, _, linear = network.classifier
+        trunk = OrderedDict([("features", network.features), ("norm", norm)])
+        return nn.Sequential(trunk), linear.in_features
+    if config.output_stride == 16:
+        block: Any = network.layer4[0]
+        (block.conv2 if hasattr(block, "conv3") else block.conv1).stride = (1, 1)
+        block.downsample[0].stride = (1, 1)
+    features = network.fc.in_features
+    del network.fc, network.avgpool
+    return nn.Sequential(OrderedDict(network.named_children())), features
+
+
+def _tower(config: BackboneConfig) -> tuple[nn.Module, int]:
+    from open_clip.modified_resnet import ModifiedResNet
+
+    shape = config.tower
+    assert shape is not None  # `weights` writes it for this architecture
+    tower = ModifiedResNet(shape.layers, output_dim=1, heads=1, image_size=32, width=shape.width)
+    if config.output_stride == 16:
+        block: Any = tower.layer4[0]
+        block.avgpool = nn.Identity()
+        block.downsample[0] = nn.Identity()
+    return _TowerTrunk(tower), shape.width * 32
+
+
+def published_name(arch: str, name: str) -> str:
+    """The name that torchvision's weights of `arch` have for the backbone's tensor `name`."""
+    if arch.startswith("convnext") and name.startswith("norm."):
+        return name.replace("norm.", "classifier.0.", 1)
+    return name

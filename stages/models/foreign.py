@@ -1,0 +1,242 @@
+"""Weights from elsewhere: read as plain tensors, whatever the file's form, and never as code.
+
+And a teacher made of them: an open_clip model, from a published tag, a file or a folder.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages.models.teacher import CONFIG, WEIGHTS, ModelShape, Preprocess, TeacherConfig
+from stages.runtime.errors import UserError, reason
+from stages.runtime.params import NONE
+from stages.runtime.params import Teacher as TeacherParams
+from stages.runtime.progress import say
+from stages.storage.provenance import file_digest
+
+KEY = "teacher.checkpoint in params.yaml"
+# what OpenAI's archives hold beside the weights
+EXTRA = ("input_resolution", "context_length", "vocab_size")
+
+
+def read_foreign_weights(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors by name of a safetensors file, or of a state dict of PyTorch's.
+
+    A state dict may stand below `state_dict`, its names may begin with `module.`. A file with a
+    digest in its name, as torchvision's, is checked against it. Raises `UserError` in the name of
+    the parameter `key`; a pickle that holds more than tensors is refused and not run.
+    """
+    named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    try:
+        if named and (found := file_digest(path))[:8] != named[1]:
+            raise UserError(f"{key}: {path} is not what its name says: its SHA-256 is {found}")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{key}: {path}: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise UserError(f"{key}: {path} is no safetensors file ({error})") from None
+    except UserError:
+        raise
+    except Exception as error:  # the unpickler and the zip reader have their own
+        raise UserError(
+            f"{key}: {path} cannot be loaded as plain weights, which is the only way a file is "
+            f"opened here: {reason(error)}"
+        ) from None
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not (isinstance(tensors, dict) and tensors) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
+        raise UserError(f"{key}: {path} holds something else than tensors by name")
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return dict(tensors)
+
+
+def read_archive(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors by name of an OpenAI archive. It holds code: check its digest before."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces the end of TorchScript
+            load: Any = torch.jit.load
+            archive = load(path, map_location="cpu")
+    except Exception as error:  # the interpreter has its own
+        raise UserError(f"{key}: {path} is a damaged archive: {reason(error)}") from None
+    return {name: value for name, value in archive.state_dict().items() if name not in EXTRA}
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file is a TorchScript archive, as OpenAI publishes its models."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def published_digest(model: str, path: Path) -> str | None:
+    """The SHA-256 that OpenAI publishes for a file of that name, as a part of its address."""
+    config = open_clip.get_pretrained_cfg(model, "openai") or {}
+    address = re.search(r"/([0-9a-f]{64})/([^/]+)$", config.get("url", ""))
+    return address[1] if address and address[2] == path.name else None
+
+
+def check_digest(path: Path, expected: str, key: str) -> None:
+    """Raise `UserError` unless the file's SHA-256 is `expected`."""
+    try:
+        found = file_digest(path)
+    except OSError as error:
+        raise UserError(f"{key}: {path}: {error.strerror}") from None
+    if found != expected:
+        raise UserError(
+            f"{key}: {path} is not the expected file: its SHA-256 is {found}, not {expected}"
+        )
+
+
+def load_teacher(given: TeacherParams) -> tuple[Any, TeacherConfig]:
+    """An open_clip model in float32 on the CPU, and the configuration of its local-dir."""
+    if given.model == "local-dir":
+        return _from_folder(Path(given.checkpoint), given.sha256)
+    known = open_clip.get_model_config(given.model) if "/" not in given.model else None
+    if known is None:
+        raise UserError(
+            f"teacher.model in params.yaml: open_clip knows no {given.model!r}; "
+            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+        )
+    shape = ModelShape.model_validate(known)
+    if "hf_model_name" in shape.text_cfg:
+        raise UserError(
+            f"teacher.model in params.yaml: the text encoder of {given.model} is not open_clip's "
+            "own, and cannot be pinned"
+        )
+    if given.checkpoint != NONE:
+        path, preprocess = Path(given.checkpoint), usual_preprocessing(given.model)
+    else:
+        path, preprocess = _of_tag(given.model, given.pretrained, shape)
+    model = _from_file(path, given, shape)
+    return model, TeacherConfig(model_cfg=shape, preprocess_cfg=preprocess)
+
+
+def _from_folder(folder: Path, sha256: str) -> tuple[Any, TeacherConfig]:
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{KEY}: {folder} holds no {CONFIG}, which `model: local-dir` wants")
+    if sha256 != "none":
+        check_digest(folder / WEIGHTS, sha256, KEY)
+    model = _created(f"local-dir:{folder}", str(folder))
+    config = TeacherConfig.read(folder)
+    preprocess = Preprocess.model_validate(open_clip.get_model_preprocess_cfg(model))
+    return model, config.model_copy(update={"preprocess_cfg": preprocess})
+
+
+def _of_tag(name: str, tag: str, shape: ModelShape) -> tuple[Path, Preprocess]:
+    """A published tag's file on this machine, fetched if need be, and its normalisation."""
+    if not open_clip.is_pretrained_cfg(name, tag):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise UserError(f"teacher.pretrained in params.yaml: {name} has no {tag!r}, but {tags}")
+    config = open_clip.get_pretrained_cfg(name, tag)
+    if config.get("quick_gelu"):
+        _want_quick_gelu(name, shape, tag)
+    say(f"weights: fetching {name} {tag} through open_clip, once")
+    try:
+        path = Path(open_clip.download_pretrained(config))
+    except Exception as error:  # whatever the hub makes it raise
+        raise UserError(
+            f"teacher in params.yaml: {tag} cannot be loaded: {reason(error)}"
+        ) from None
+    return path, _normalisation(config)
+
+
+def _from_file(path: Path, given: TeacherParams, shape: ModelShape) -> Any:
+    published = published_digest(given.model, path)
+    expected = given.sha256 if given.sha256 != "none" else published
+    if expected is not None:
+        check_digest(path, expected, KEY)
+    if is_archive(path):  # only OpenAI's are published in this form, all with QuickGELU
+        _want_quick_gelu(given.model, shape, path.name)
+        if expected is None:
+            raise UserError(
+                f"{KEY}: {path} is a TorchScript archive, which holds code: give its publisher's "
+                f"`teacher.sha256`, or, if it is OpenAI's of {given.model}, its published name"
+            )
+        tensors = read_archive(path, KEY)
+    else:
+        tensors = read_foreign_weights(path, KEY)
+    model = _created(given.model, given.model)
+    tensors = convert_state_dict(model, {name: value.float() for name, value in tensors.items()})
+    if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
+        tensors = convert_to_custom_text_state_dict(tensors)
+    for name, value in model.state_dict().items():  # a single number may be kept as one of a list
+        if name in tensors and value.numel() == tensors[name].numel() == 1:
+            tensors[name] = tensors[name].reshape(value.shape)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{KEY}: {path} does not fit {given.model}: {reason(error)}") from None
+    return model
+
+
+def _want_quick_gelu(name: str, shape: ModelShape, origin: str) -> None:
+    if not shape.quick_gelu:
+        raise UserError(
+            f"teacher.model in params.yaml: {origin} was trained with QuickGELU, which "
+            f"{name} is not; use {name}-quickgelu"
+        )
+
+
+def _created(identifier: str, origin: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return open_clip.create_model(identifier, precision="fp32", device="cpu")
+    except Exception as error:  # whatever a folder of the wrong kind, or the hub, makes it raise
+        raise UserError(
+            f"teacher in params.yaml: {origin} cannot be loaded: {reason(error)}"
+        ) from None
+
+
+def _normalisation(tag: dict[str, Any]) -> Preprocess:
+    """The mean and deviation of a tag's input; CLIP's usual ones where it says nothing."""
+    return Preprocess(
+        mean=tag.get("mean") or open_clip.OPENAI_DATASET_MEAN,
+        std=tag.get("std") or open_clip.OPENAI_DATASET_STD,
+    )
+
+
+def usual_preprocessing(name: str) -> Preprocess:
+    """The normalisation of the input that the published weights of a model have in common."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    published = [_normalisation(open_clip.get_pretrained_cfg(name, tag)) for tag in tags]
+    if published and all(one == published[0] for one in published):
+        return published[0]
+    say(f"weights: taking it that {name} was trained with CLIP's usual mean and deviation")
+    return _normalisation({})
+
+
+def keep_tokenizer(given: TeacherParams, config: TeacherConfig, folder: Path) -> None:
+    """Keep a tokenizer that is not part of open_clip beside the weights, for use offline."""
+    if "hf_tokenizer_name" not in config.model_cfg.text_cfg:
+        return
+    name = f"local-dir:{given.checkpoint}" if given.model == "local-dir" else given.model
+    try:
+        open_clip.get_tokenizer(name).save_pretrained(folder)
+    except ImportError:
+        raise UserError(
+            f"teacher.model in params.yaml: the tokenizer of {given.model} needs another package: "
+            "pip install 'ccd-pipeline[tokenizers]'"
+        ) from None
+    except Exception as error:  # whatever a missing file, or the hub, makes the tokenizer raise
+        raise UserError(
+            f"teacher in params.yaml: no tokenizer for {given.model}: {reason(error)}"
+        ) from None

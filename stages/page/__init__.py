@@ -1,0 +1,1 @@
+"""The report's page: its sections, charts and sample cards."""

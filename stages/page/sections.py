@@ -1,0 +1,196 @@
+"""What the page shows above its samples: headline figures, and sections of charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stages.method.metrics import Metrics
+from stages.page import charts
+from stages.runtime.types import Booleans, Floats
+
+SCORERS = {"teacher": "teacher", "warmup": "after the warm-up", "student": "student"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that the page is made of: the pipeline's tables, and the figures of the evaluation."""
+
+    index: pd.DataFrame
+    bias: pd.DataFrame
+    ground_truth: pd.DataFrame
+    global_scores: pd.DataFrame
+    initial_labels: pd.DataFrame
+    local_labels: pd.DataFrame
+    pseudo_labels: pd.DataFrame
+    cam_boxes: pd.DataFrame
+    local_scores: pd.DataFrame
+    metrics: Metrics
+    ladder: pd.DataFrame
+    per_class: pd.DataFrame
+    precision_recall: pd.DataFrame
+    training: pd.DataFrame
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names, in their order."""
+        return list(self.bias["class"])
+
+
+class Figure(NamedTuple):
+    """A number with its name."""
+
+    name: str
+    value: str
+
+
+class Section(NamedTuple):
+    """A title, a paragraph and charts as SVG; `id` is what can be linked to."""
+
+    id: str
+    title: str
+    text: str
+    svgs: list[str]
+
+
+class Counts(NamedTuple):
+    """Usable images of each split, classes, and unusable images."""
+
+    train: int
+    test: int
+    classes: int
+    bad: int
+
+
+def counts(of: Evidence) -> Counts:
+    """What the page is about."""
+    ok, split = of.index["status"] == "ok", of.index["split"]
+    train, test = (int((ok & (split == name)).sum()) for name in ("train", "test"))
+    return Counts(train, test, len(of.bias), int((~ok).sum()))
+
+
+def headline(of: Evidence) -> list[Figure]:
+    """The few figures on top of the page."""
+    facts = of.metrics["diagnostics"]
+    agreement = facts["teacher_student_top1_agreement"]
+    figures = []
+    if "mAP" in of.metrics:
+        figures.append(Figure("mAP of the student", f"{of.metrics['mAP']:.1f}"))
+    if "teacher_mAP" in of.metrics:
+        figures.append(Figure("mAP of the teacher itself", f"{of.metrics['teacher_mAP']:.1f}"))
+    return [
+        *figures,
+        Figure("local views an image", f"{facts['views_per_image']:.1f}"),
+        Figure("positives an image, student", f"{facts['positives_per_image']['student']:.2f}"),
+        Figure("teacher and student agree on top", f"{agreement:.0%}"),
+    ]
+
+
+def quality_sections(of: Evidence) -> list[Section]:
+    """What only ground truth can tell; nothing without it."""
+    found = []
+    ladder = of.ladder.dropna(subset=["mAP"])
+    if len(ladder):
+        found.append(
+            Section(
+                "ladder",
+                "The ladder",
+                "How good each label is on the training images, and each classifier on the "
+                "test images. Labels and classifiers are judged on different images.",
+                [charts.ladder(ladder)],
+            )
+        )
+    if "mAP" in of.metrics:
+        columns = {f"{key}_AP": name for key, name in SCORERS.items()}
+        table = of.per_class.rename(columns=columns).melt(
+            ["class"], list(columns.values()), var_name="scorer", value_name="AP"
+        )
+        curves = of.precision_recall
+        curves = curves[curves["class"] == "all"].replace({"scorer": SCORERS})
+        found.append(
+            Section(
+                "per-class",
+                "Each class",
+                "Average precision on the test images, and precision over recall for all "
+                "pairs of image and class. A class without a positive has no average precision.",
+                [
+                    charts.per_class(table.dropna(), list(SCORERS.values())),
+                    charts.precision_recall(curves, list(SCORERS.values())),
+                ],
+            )
+        )
+    return found
+
+
+def label_sections(of: Evidence) -> list[Section]:
+    """What the labels and the training tell of themselves."""
+    classes = of.classes
+    train = of.initial_labels[["image_id"]]
+    raw = train.merge(of.global_scores, on="image_id")[classes].to_numpy()
+    initial, local, pseudo = (
+        table[classes].to_numpy(np.float32)
+        for table in (of.initial_labels, of.local_labels, of.pseudo_labels)
+    )
+    counted: dict[str, Booleans | Floats] = {
+        "teacher's best guess": np.eye(len(classes))[raw.argmax(axis=1)],
+        "initial labels from 0.5": initial >= 0.5,
+        "pseudo-labels from 0.5": pseudo >= 0.5,
+    }
+    truth = train.merge(of.ground_truth, on="image_id")
+    if len(truth):
+        counted = {"ground truth": truth[classes].to_numpy() > 0, **counted}
+    values = {"raw": raw, "initial": initial, "local": local, "pseudo": pseudo}
+    found = [
+        Section(
+            "bias",
+            "The teacher's bias",
+            "Mean probability of the teacher's best class, over the images it is sure of "
+            "(the paper's Figure 2d; the dashed line is the mean). Labels are divided by it.",
+            [charts.bias(of.bias)],
+        ),
+        Section(
+            "labels",
+            "The labels",
+            "How the positives are spread over the classes (the paper's Figure 10), and "
+            "how often each label value occurs.",
+            [
+                charts.label_counts(positive_shares(counted, classes), list(counted)),
+                charts.label_values(_histogram(values), list(values)),
+            ],
+        ),
+    ]
+    if len(of.training):
+        found.append(
+            Section(
+                "training",
+                "Training",
+                "Losses, and mean average precision of the training predictions against "
+                "the labels trained on. The grey line is the label update, the dashed one "
+                "the epoch that was kept.",
+                [charts.training(of.training)],
+            )
+        )
+    return found
+
+
+def positive_shares(counted: Mapping[str, Booleans | Floats], classes: list[str]) -> pd.DataFrame:
+    """How the positives (images, classes) of each source are spread over the classes."""
+    parts = []
+    for source, positive in counted.items():
+        count = positive.sum(axis=0)
+        share = count / max(count.sum(), 1)
+        parts.append(pd.DataFrame({"class": classes, "source": source, "share": share}))
+    return pd.concat(parts)
+
+
+def _histogram(values: dict[str, Floats], bins: int = 20) -> pd.DataFrame:
+    parts = []
+    for source, labels in values.items():
+        images, edges = np.histogram(labels, bins=bins, range=(0, 1))
+        bars = {"source": source, "value": edges[:-1], "end": edges[1:], "images": images}
+        parts.append(pd.DataFrame(bars))
+    return pd.concat(parts)

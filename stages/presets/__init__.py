@@ -1,1 +1,0 @@
-"""Ready parameters: recipes, data sets, and what puts them together."""

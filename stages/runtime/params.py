@@ -1,0 +1,306 @@
+"""`params.yaml` as one frozen tree. Every key is required: the file is the only place of defaults.
+
+What each key means stands in `params.yaml` itself. A section says what its keys may be, no more: a
+stage is given what stands in the file, which DVC compares by its value.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NONE = "data/none"  # DVC wants every dependency to exist: this one stands for "no such file"
+
+MADE_HERE = {("data", "classifier"), ("data", "warmup")}
+
+OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
+    ("convnext_tiny", "convnext_small", "convnext_base"), 32
+)
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+TowerPrecision = Literal["float32", "bfloat16", "float16"]
+Side = Annotated[int, Field(ge=32, le=8192)]
+
+
+Arch = Literal[
+    "teacher_tower", "resnet18", "resnet34", "resnet50", "resnet101", "convnext_tiny",
+    "convnext_small", "convnext_base", "vit_b_16", "vit_b_32",
+]  # fmt: skip
+FirstWeights = Literal[
+    "teacher", "random", "checkpoint", "classifier", "IMAGENET1K_V1", "IMAGENET1K_V2"
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Source(Section):
+    kind: Literal["folder", "voc2007", "voc2012", "coco2014", "nuswide", "nuswide_spml"]
+    root: str
+    classes: str
+    labels: str
+    test_folder: str
+    difficult: Literal["negative", "positive", "ignore"]
+    max_pixels: Count
+    max_bad_share: Share
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> Self:
+        if self.kind != "folder" and self.test_folder:
+            raise ValueError(f"{self.kind} says itself what is for testing: `test_folder` is ''")
+        if not self.kind.startswith("voc") and self.difficult != "negative":
+            raise ValueError(f"{self.kind} knows no difficult objects: `difficult` is negative")
+        return self
+
+
+class Teacher(Section):
+    model: str
+    pretrained: str
+    checkpoint: str
+    sha256: Annotated[str, Field(pattern="^(none|[0-9a-f]{64})$")]
+    normalisation: Literal["own", "imagenet"]
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [self.pretrained != "none", self.checkpoint != NONE]
+        if sum(given) != 1:
+            raise ValueError(
+                "give either `pretrained` (a tag of open_clip) or `checkpoint` (a path); "
+                f"the other one is `none` or `{NONE}`"
+            )
+        return self
+
+
+class Student(Section):
+    arch: Arch
+    weights: FirstWeights
+    checkpoint: str
+    output_stride: Literal[16, 32]
+    head: Literal["prior", "library"]
+    boost: Positive
+    batch_norm: Literal["batch", "frozen"]
+    precision: Literal["float32", "bfloat16"]
+    input_size: Side
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if (self.weights == "teacher") and (self.arch != "teacher_tower"):
+            raise ValueError(f"`weights: teacher` wants `arch: teacher_tower`, not {self.arch}")
+        if self.weights.startswith("IMAGENET") and self.arch == "teacher_tower":
+            raise ValueError("`arch: teacher_tower` has no ImageNet weights; use `teacher`")
+        if self.weights == "IMAGENET1K_V2" and self.arch not in ("resnet50", "resnet101"):
+            raise ValueError(f"torchvision has no IMAGENET1K_V2 of {self.arch}; use IMAGENET1K_V1")
+        if self.arch in OWN_STRIDE and self.output_stride != OWN_STRIDE[self.arch]:
+            raise ValueError(f"the `output_stride` of {self.arch} is {OWN_STRIDE[self.arch]}")
+        if self.arch.startswith("vit") and self.input_size % self.output_stride:
+            raise ValueError(
+                f"`input_size` of {self.arch} is no multiple of its patch, {self.output_stride}"
+            )
+        if self.input_size < 2 * self.output_stride:
+            raise ValueError(
+                f"`input_size` must be twice `output_stride`: {2 * self.output_stride}"
+            )
+        if (self.weights in ("checkpoint", "classifier")) != (self.checkpoint != NONE):
+            raise ValueError(
+                f"`weights: checkpoint` or `classifier` and a `checkpoint` other than {NONE} go "
+                "together"
+            )
+        if self.weights == "classifier" and Path(self.checkpoint).parts[:2] in MADE_HERE:
+            raise ValueError(
+                f"`checkpoint`: {self.checkpoint} is made by the pipeline itself: copy it elsewhere"
+            )
+        return self
+
+
+class ClassText(Section):
+    templates: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_place_for_the_name(self) -> Self:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"the template {template!r} needs one {{}} where the name goes")
+        return self
+
+
+class GlobalClip(Section):
+    view_size: Side
+    aspect: Literal["squash", "keep"]
+    precision: TowerPrecision
+
+
+class Labels(Section):
+    temperature: Literal["learned"] | Positive
+    precision: Literal["double", "half"]
+    floor: Literal["one_over_classes"] | Annotated[float, Field(ge=0, lt=1)]
+    form: Literal["softmax", "independent"]
+    centre: Literal["none", "class_mean"]
+    slope: Positive
+    cut: Literal["otsu"] | float
+    none_entropy: Share
+
+
+class Bias(Section):
+    debias: bool
+    entropy_limit: Positive
+    entropy_unit: Literal["nats", "normalised"]
+    min_count: Count
+
+
+class Optimiser(Section):
+    batch: Count
+    lr: Positive
+    head_lr_factor: Positive
+
+
+class Warmup(Section):
+    epochs: Annotated[int, Field(ge=0)]
+
+
+def _sides(input_size: int, scales: tuple[float, ...]) -> list[int]:
+    """Of the student's input at each scale, as `method/cam.py` has them."""
+    return [input_size if scale == 1 else round(scale * input_size / 32) * 32 for scale in scales]
+
+
+class CamBoxes(Section):
+    views: Literal["cam", "random", "grid", "file"]
+    boxes: str
+    selection: Literal["quantile", "fixed", "search"]
+    mean_views: Positive
+    threshold: Share
+    margin: Literal["none", "class_mean"]
+    input_size: Side
+    cam_threshold: Annotated[float, Field(ge=0, lt=1)]
+    map: Literal["cam", "layercam"]
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    mirror: bool
+    box: Literal["tight", "first_last", "regions"]
+    offset: Share
+
+    @model_validator(mode="after")
+    def _scales_differ(self) -> Self:
+        sides = _sides(self.input_size, self.scales)
+        if len(set(sides)) < len(sides) or max(sides) > 8192:
+            raise ValueError(
+                "`scales` must differ by 32 pixels of the input, and give 8192 at most, not "
+                f"{', '.join(map(str, sides))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _views_have_what_they_need(self) -> Self:
+        if (self.views == "file") != (self.boxes != NONE):
+            raise ValueError(f"`views: file` and `boxes` other than {NONE} go together")
+        if self.views == "random" and self.mean_views % 1:
+            raise ValueError("`views: random` makes as many an image: `mean_views` must be whole")
+        if self.views == "grid" and self.mean_views**0.5 % 1:
+            raise ValueError("`views: grid` is square: `mean_views` must be 1, 4, 9, 16, …")
+        if self.margin != "none" and self.selection != "quantile":
+            raise ValueError(f"`margin: {self.margin}` is for `selection: quantile` alone")
+        if self.selection == "search" and self.mean_views <= 1:
+            raise ValueError("`selection: search` accepts mean_views ± 1, which must be above 0")
+        return self
+
+
+class LocalClip(Section):
+    view_size: Side
+    source: Literal["original", "resized"]
+    aspect: Literal["keep", "square"]
+    rounding: Literal["stride", "pixel"]
+    precision: TowerPrecision
+
+    @model_validator(mode="after")
+    def _rounding_is_of_a_kept_aspect(self) -> Self:
+        if self.aspect == "square" and self.rounding == "pixel":
+            raise ValueError("with `aspect: square` there is nothing to round: `rounding: stride`")
+        return self
+
+
+class FuseLabels(Section):
+    debias: bool
+    no_view: Literal["keep", "zeros"]
+    alpha: Share
+
+
+class Train(Section):
+    epochs: Annotated[int, Field(ge=0)]
+    consistency: Annotated[float, Field(ge=0)]
+    average: Annotated[float, Field(ge=0, lt=1)]
+    jitter: Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
+    stop: Literal["first_local_minimum", "published", "last_epoch"]
+    stop_positive: Share
+
+    @model_validator(mode="after")
+    def _jitter_is_what_torchvision_takes(self) -> Self:
+        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise ValueError("`jitter` must not be negative, and its hue not above 0.5")
+        return self
+
+
+class Report(Section):
+    samples: Count
+
+
+class Params(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    source: Source
+    teacher: Teacher
+    student: Student
+    class_text: ClassText
+    global_clip: GlobalClip
+    labels: Labels
+    bias: Bias
+    optimiser: Optimiser
+    warmup: Warmup
+    cam_boxes: CamBoxes
+    local_clip: LocalClip
+    fuse_labels: FuseLabels
+    train: Train
+    report: Report
+
+    @model_validator(mode="after")
+    def _maps_have_whole_cells(self) -> Self:
+        stride = self.student.output_stride
+        if self.student.arch.startswith("vit") and self.cam_boxes.input_size % stride:
+            raise ValueError(
+                f"`cam_boxes.input_size` is no multiple of the patch of {self.student.arch}, "
+                f"{stride}"
+            )
+        least = min(self.cam_boxes.scales)
+        if least < 1 and _sides(self.cam_boxes.input_size, (least,))[0] < 2 * stride:
+            raise ValueError(
+                f"`cam_boxes.scales`: {least} of `cam_boxes.input_size` is less than twice "
+                f"`student.output_stride`: {2 * stride}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _views_of_no_class_say_nothing(self) -> Self:
+        if self.labels.none_entropy < 1 and self.fuse_labels.no_view == "zeros":
+            raise ValueError(
+                "`labels.none_entropy` below 1 leaves views out, for which `fuse_labels.no_view: "
+                "zeros` would count what they do not say: set it to keep"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _independent_labels_have_no_bias(self) -> Self:
+        if self.labels.form == "independent":
+            if self.bias.debias or self.fuse_labels.debias:
+                raise ValueError(
+                    "`labels.form: independent` has no bias to divide by: set `bias.debias` and "
+                    "`fuse_labels.debias` to false"
+                )
+            if self.fuse_labels.no_view == "zeros" or self.labels.centre != "none":
+                raise ValueError(
+                    "`labels.form: independent` goes with `fuse_labels.no_view: keep` and "
+                    "`labels.centre: none`"
+                )
+        return self

@@ -1,0 +1,1 @@
+"""How artifacts are written, and checked when they are read."""

@@ -1,0 +1,1 @@
+"""How the student learns: the one training loop, and what it is made of."""
