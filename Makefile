@@ -1,6 +1,8 @@
 # make demo        install into .venv and run the whole pipeline on the demo world
 # make install    only install
 # make test       install what the tests need, then lint, types and tests
+# make quick      the tests that run no pipeline, in a minute
+# make deps       write into dvc.yaml what follows from the code
 # make table1     train and judge the methods that the paper compares with, on three seeds
 # make table2     measure what each module of the method adds, on three seeds of the demo world
 # make bench      measure the pipeline against the bare model: docs/performance.md
@@ -11,7 +13,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo install test lint table1 table2 bench rehearsal
+.PHONY: demo install test quick lint deps table1 table2 bench rehearsal
 
 demo: $(VENV)/installed .dvc/config.local
 	dvc repro
@@ -22,8 +24,15 @@ install: $(VENV)/installed .dvc/config.local
 test: $(VENV)/installed-dev lint
 	pytest -n auto --dist worksteal
 
+quick: $(VENV)/installed-dev
+	pytest -n auto -m "not pipeline and not slow"
+
+deps: $(VENV)/installed
+	python -m stages.command.deps
+
 lint: $(VENV)/installed-dev
 	ruff check
+	ruff format --check
 	mypy
 
 table1: $(VENV)/installed .dvc/config.local
@@ -38,15 +47,15 @@ bench: $(VENV)/installed .dvc/config.local
 rehearsal: $(VENV)/installed
 	CCD_BATCH=4 python -m experiments.rehearsal
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' \
 	  || { echo "Python 3.11.4 or newer is needed; make PYTHON=/path/to/it demo"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --editable .
+	pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	pip install --quiet --editable '.[dev]'
+	pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # a tree without git, as from a source archive: tell DVC, which otherwise refuses

@@ -24,9 +24,10 @@ from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
 
 CLONE = Path(".ccd/experiments")
 DVC = [sys.executable, "-m", "dvc"]
-DEMO = Path("data/demo")
+DEMO = Path("data/demo")  # what demo/ makes
+DEMO_PARAMS = Path("demo/params.yaml")
 # what a run is made of; a lock only says what the last one gave
-RUN = [str(PARAMS_FILE), "dvc.yaml", "stages", "experiments", str(DEMO), ":(exclude)*dvc.lock"]
+RUN = [str(PARAMS_FILE), "dvc.yaml", "stages", "experiments", "demo", ":(exclude)*dvc.lock"]
 # what a user's own files are named by; the root first, since others may lie below it
 OWN = (
     "source.root",
@@ -88,7 +89,7 @@ def reproduce(seed: int, changes: Mapping[str, object], *targets: str) -> Path:
     edit_params(CLONE / PARAMS_FILE, {"seed": seed, **changes})
     show_experiments(CLONE)
     if Path(_value("source.root")).is_relative_to(DEMO):
-        edit_params(CLONE / DEMO / "params.yaml", {"world.seed": seed, "teacher.seed": seed})
+        edit_params(CLONE / DEMO_PARAMS, {"world.seed": seed, "teacher.seed": seed})
     done = subprocess.run([*DVC, "repro", *targets], cwd=CLONE, check=False)
     if done.returncode:
         raise SystemExit(

@@ -35,10 +35,6 @@ from stages.sources.class_list import class_list
 
 CLONE = Path(".ccd/rehearsal")
 SIZES = ((500, 375), (500, 375), (375, 500), (500, 333), (500, 375), (333, 500))  # as VOC's
-STAGES = (
-    "index", "ground_truth", "weights", "class_text", "global_clip", "bias", "warmup", "cam_boxes",
-    "local_clip", "fuse_labels", "train", "evaluate", "report",
-)  # fmt: skip
 
 
 def main(
@@ -61,7 +57,7 @@ def main(
     content["bias"]["entropy_limit"] = 3.0  # random weights are sure of nothing
     YAML().dump(content, CLONE / "params.yaml")
     rows = []
-    for stage in STAGES:
+    for stage in YAML(typ="safe").load(CLONE / "dvc.yaml")["stages"]:
         rows.append({"stage": stage, **run(stage)})
         print(f"rehearsal: {rows[-1]}", flush=True)
     views = len(pd.read_parquet(CLONE / "data/cam_boxes.parquet"))

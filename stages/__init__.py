@@ -5,9 +5,11 @@
     class_text ─────────┴───────────────┘                                              │
     labels ── ground_truth ─────────────────────────────── report ─ evaluate ─ train ──┘
 
-One stage, one file of the same name. Around them: `method/` (the paper's formulas), `models/`,
-`images/`, `sources/` (data sets, and how to get them), `presets/`, and `artifacts.py` (every file
-the stages exchange), `params.py`, `job.py` (what every stage's run has in common), `embedding.py`
-and `training.py` (what two stages share), `resume.py`, `machine.py`, `progress.py`; `cli.py` and
-`predict.py` for people.
+One stage, one file of the same name, beside `artifacts.py`, the table of all that they exchange.
+
+The rule: a file is in `runtime/` if and only if it cannot change a byte of a result. Nothing there
+is a dependency of a stage, so that an edit of it reruns nothing. All else decides: `method/` (the
+paper's formulas), `models/`, `images/`, `training/`, `sources/` (data sets), `storage/` (how
+artifacts are written), `page/` (the report's). `command/` is for people: the `ccd` command.
+docs/architecture.md is the map.
 """

@@ -76,23 +76,22 @@ def look(job: Job, student: Student, rows: pd.DataFrame, settings: CamBoxes) -> 
     where = device()
     sides = [scaled_side(settings.input_size, scale) for scale in settings.scales]
     batch = student.batch_size(max(sides))
-    layer_cam = settings.map == "layercam"
-    plain = sides == [settings.input_size] and not (layer_cam or settings.mirror)
+    plain = (sides, settings.map, settings.mirror) == ([settings.input_size], "cam", False)
 
     def maps(blocks: list[range]) -> Iterator[Arrays]:
         batches = (part for block in blocks for part in split_batches(block, batch))
         views = load_global_views(rows, settings.input_size, batches)
         for block in blocks:
-            found, logits = [], []
+            of_block, logits = [], []
             for _ in split_batches(block, batch):
                 some = move(next(views), where)
                 own = student.maps(some)
                 logits.append(logits_of(own))
                 if not plain:
-                    own = maps_at_scales(student, some, own, sides, (layer_cam, settings.mirror))
-                found.append(own)
+                    own = maps_at_scales(student, some, own, sides, settings.map, settings.mirror)
+                of_block.append(own)
             scores = torch.cat(logits).sigmoid()
-            yield {"maps": torch.cat(found).cpu().numpy(), "scores": scores.cpu().numpy()}
+            yield {"maps": torch.cat(of_block).cpu().numpy(), "scores": scores.cpu().numpy()}
 
     return in_blocks(job, len(rows), block_size(where), "images", maps)
 

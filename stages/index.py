@@ -32,14 +32,14 @@ AHEAD = 1024  # images that wait for a thread: of a great many, not all at once
 
 def run(params: Params, job: Job) -> None:
     source = params.source
-    found = photographs(source.kind, source.root, source.test_folder)
+    photos = photographs(source.kind, source.root, source.test_folder)
     parts = []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        meter(job.stage, "images", len(found)) as progress,
+        meter(job.stage, "images", len(photos)) as progress,
     ):
-        while found:
-            some, found = found[:AHEAD], found[AHEAD:]
+        while photos:
+            some, photos = photos[:AHEAD], photos[AHEAD:]
             inspected = pool.map(lambda photo: _inspect(photo, source.max_pixels), some)
             rows = []
             try:
@@ -63,11 +63,11 @@ def run(params: Params, job: Job) -> None:
 def photographs(kind: str, root: str, test_folder: str) -> list[Photograph]:
     """What a source of that kind says there is, whether or not it can be used."""
     if kind == "folder":
-        found, passed_over = folder.photographs(root, test_folder)
+        photos, passed_over = folder.photographs(root, test_folder)
         if passed_over:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(8))
             say(f"index: passed over as no images: {kinds}")
-        return found
+        return photos
     if not Path(root).is_dir():
         raise UserError(f"source.root in params.yaml: {root} is no folder")
     return DATA_SETS[kind].photographs(root)

@@ -83,8 +83,8 @@ def kept_epoch(stop: str, warmed_up: list[float], history: History) -> int | Non
     if stop == "first_local_minimum":
         return first_local_minimum([epoch["train_mAP"] for epoch in history])
     if stop == "published":
-        found = published_stop([*warmed_up, *(epoch["exact_mAP"] for epoch in history)])
-        return None if found is None else max(found - len(warmed_up), 0)
+        stop_at = published_stop([*warmed_up, *(epoch["exact_mAP"] for epoch in history)])
+        return None if stop_at is None else max(stop_at - len(warmed_up), 0)
     return None
 
 

@@ -233,8 +233,19 @@ def project(finished: Project, tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-def cold_project(finished: Project, tmp_path: Path) -> Project:
+def cold_project(project: Project) -> Project:
     """A copy of a finished project whose stages are ordinary processes, which can be killed."""
-    shutil.copytree(finished.root, tmp_path / "project")
+    return as_ordinary_processes(project)
+
+
+def as_ordinary_processes(project: Project) -> Project:
+    """The same project, with the interpreter that starts anew for every stage."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return Project(tmp_path / "project", finished.environment | {"PATH": path})
+    return Project(project.root, project.environment | {"PATH": path})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make quick` leaves out what runs a pipeline."""
+    for item in items:
+        if "warm" in getattr(item, "fixturenames", ()):
+            item.add_marker("pipeline")

@@ -27,9 +27,7 @@ def paths(stage: str, *kinds: str) -> set[str]:
 
 def declarations() -> list[tuple[str, str]]:
     return [
-        (file, stage)
-        for file in PACKAGES
-        for stage in YAML(typ="safe").load(ROOT / file)["stages"]
+        (file, stage) for file in PACKAGES for stage in YAML(typ="safe").load(ROOT / file)["stages"]
     ]
 
 

@@ -11,6 +11,8 @@ from ruamel.yaml import YAML
 
 from stages.command.deps import ROOT
 from tests.conftest import Project, edit_params
+from tests.declarations import leaves
+from tests.test_dvc_yaml import STAGES, paths, reaches
 
 LABELS = ["warmup", "cam_boxes", "local_clip", "fuse_labels", "train", "evaluate", "report"]
 
@@ -92,7 +94,17 @@ def shared(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
     return Project(root, finished.environment)
 
 
-@pytest.mark.parametrize(("change", "expected"), rows(), ids=[change for change, _ in rows()])
+def one_of_each_set() -> list[tuple[str, set[str]]]:
+    """The first row of each set of stages."""
+    first: dict[frozenset[str], str] = {}
+    for change, expected in rows():
+        first.setdefault(frozenset(expected), change)
+    return [(change, set(expected)) for expected, change in first.items()]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), one_of_each_set(), ids=[change for change, _ in one_of_each_set()]
+)
 def test_a_change_reruns_these_stages_and_changing_back_none(
     shared: Project, change: str, expected: set[str]
 ):
@@ -108,3 +120,23 @@ def test_a_change_reruns_these_stages_and_changing_back_none(
         again = shared.repro()
     assert again == []
     assert shared.digests("results/*", "data/*.parquet") == results
+
+
+def test_the_stages_of_a_row_are_those_that_declare_the_parameter_and_what_follows():
+    for change, expected in rows():
+        if change not in BY_HAND:
+            least, most = declaring(change)
+            assert least <= expected <= most, change
+
+
+def declaring(change: str) -> tuple[set[str], set[str]]:
+    """The stages that declare a parameter, alone, and with all that reads what they write."""
+    key = change.strip("`").partition(": ")[0]
+    found = {
+        stage
+        for stage, entry in STAGES.items()
+        if any(key in leaves(declared) for declared in entry.get("params", []))
+    }
+    assert found
+    outputs = set().union(*(paths(stage, "outs", "metrics", "plots") for stage in found))
+    return found, found | reaches(outputs)

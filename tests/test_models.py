@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -253,12 +254,12 @@ def test_maps_of_several_sizes_and_mirrored_are_their_mean():
     student = student_of("resnet18", 16)
     views = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
 
-    def maps(*sides: int, layer_cam: bool = False, mirror: bool = False):
-        return maps_at_scales(student, views, plain, list(sides), (layer_cam, mirror))
+    def maps(*sides: int, kind: Any = "cam", mirror: bool = False):
+        return maps_at_scales(student, views, plain, list(sides), kind, mirror)
 
     plain = student.maps(views)
     assert torch.equal(maps(64), plain)
-    assert torch.equal(maps(64, layer_cam=True), student.maps(views, layer_cam=True))
+    assert torch.equal(maps(64, kind="layercam"), student.maps(views, "layercam"))
     other = student.maps(views.flip(-1)).flip(-1)
     assert torch.allclose(maps(64, mirror=True), (plain + other) / 2, atol=1e-6)
     large = F.interpolate(views.float(), size=(96, 96), mode="bilinear", antialias=True)
@@ -325,17 +326,15 @@ def test_folding_batch_norm_leaves_what_the_network_computes():
         assert torch.allclose(network(images), before, rtol=1e-9)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_real_towers_embedding_does_not_depend_on_its_batch(tmp_path: Path, precision: str):
+def test_a_real_towers_embedding_does_not_depend_on_its_batch(tmp_path: Path):
     """Byte for byte, for ResNet-50's tower on a CPU."""
     write_teacher(tmp_path, "RN50-quickgelu")
-    teacher = Teacher(tmp_path, "cpu", precision)
-    for size in ((224, 160), (224, 224)):
-        images = views(6, *size)
-        together = teacher.embed_images(images)
-        for batch in (1, 2, 4):
-            parts = [teacher.embed_images(part) for part in images.split(batch)]
-            assert torch.equal(torch.cat(parts), together)
+    teacher = Teacher(tmp_path, "cpu")
+    images = views(4, 224, 160)
+    together = teacher.embed_images(images)
+    for batch in (1, 3):
+        parts = [teacher.embed_images(part) for part in images.split(batch)]
+        assert torch.equal(torch.cat(parts), together)
 
 
 def test_half_precision_is_close_to_single(tmp_path: Path):

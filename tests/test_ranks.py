@@ -16,16 +16,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
-from tests.conftest import Project, wait_for
+from stages.models.student import Student
+from stages.runtime.errors import UserError
+from stages.training.network import prepare_batch_norm
+from tests.conftest import Project, as_ordinary_processes, wait_for
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CCD_BLOCK": "4"}
-OUTPUTS = {
-    "global_clip": "data/global_clip.zarr/**/*",
-    "cam_boxes": "data/cam_*",
-    "local_clip": "data/local_clip.zarr/**/*",
-    "evaluate": "data/predictions.parquet",
-}
+# one whose blocks are the teacher's, and one whose are the student's
+OUTPUTS = {"local_clip": "data/local_clip.zarr/**/*", "cam_boxes": "data/cam_*"}
+
+
+@pytest.fixture
+def both(project: Project) -> tuple[Project, Project]:
+    """One project twice: with stages that start at once, and as ordinary processes."""
+    return project, as_ordinary_processes(project)
 
 
 def anew(project: Project, stage: str, **environment: str) -> str:
@@ -51,30 +57,34 @@ def shown_of(said: str, stage: str) -> int:
 
 @pytest.mark.parametrize("stage", OUTPUTS)
 def test_two_ranks_and_two_workers_leave_the_bytes_of_one_process(
-    cold_project: Project, stage: str
+    both: tuple[Project, Project], stage: str
 ):
-    before = anew(cold_project, stage, CCD_WORKERS="0")
-    alone = cold_project.digests(OUTPUTS[stage])
+    warm, cold = both
+    before = anew(warm, stage, CCD_WORKERS="0")
+    alone = warm.digests(OUTPUTS[stage])
     assert alone
-    said = anew(cold_project, stage, CCD_WORKERS="2", CCD_DEVICES="2")
-    assert cold_project.digests(OUTPUTS[stage]) == alone
+    said = anew(cold, stage, CCD_WORKERS="2", CCD_DEVICES="2")
+    assert cold.digests(OUTPUTS[stage]) == alone
     share, of_all = (shown_of(text, stage) for text in (said, before))
     assert 0 < share < of_all  # the first rank shows its own
 
 
 @pytest.mark.parametrize("parting", [{"CCD_DEVICES": "2"}, {"CCD_MICRO_BATCH": "3"}])
-def test_a_parted_batch_trains_the_same_student(cold_project: Project, parting: dict[str, str]):
+def test_a_parted_batch_trains_the_same_student(
+    both: tuple[Project, Project], parting: dict[str, str]
+):
     """With frozen batch norm, whatever parts the batch of 23 images; the last of them has one."""
-    cold_project.set(student__batch_norm="frozen", optimiser__batch=23, train__epochs=2)
-    anew(cold_project, "warmup")
+    warm, cold = both
+    warm.set(student__batch_norm="frozen", optimiser__batch=23, train__epochs=2)
+    anew(warm, "warmup")
     states, histories = [], []
-    for how in ({}, parting):
-        assert "mAP against the labels" in anew(cold_project, "train", **how)
-        states.append(load_file(next(cold_project.root.glob(".ccd/train/*/epochs/0002.*"))))
-        histories.append(pd.read_csv(cold_project / "data/classifier/history.csv"))
+    for project, how in ((warm, {}), (cold if "CCD_DEVICES" in parting else warm, parting)):
+        assert "mAP against the labels" in anew(project, "train", **how)
+        states.append(load_file(next(project.root.glob(".ccd/train/*/epochs/0002.*"))))
+        histories.append(pd.read_csv(project / "data/classifier/history.csv"))
     assert np.allclose(*histories, rtol=1e-3)
-    start = load_file(cold_project / "data/warmup/student.safetensors")
-    start |= load_file(cold_project / "data/warmup/optimiser.safetensors")
+    start = load_file(warm / "data/warmup/student.safetensors")
+    start |= load_file(warm / "data/warmup/optimiser.safetensors")
     one, many = states
     moved = {  # weights, and Adam's moments
         name: float((one[name] - start[name.partition(".")[2]]).abs().max()) for name in one
@@ -85,12 +95,16 @@ def test_a_parted_batch_trains_the_same_student(cold_project: Project, parting: 
         assert float((one[name] - many[name]).abs().max()) < 1e-5 + 0.02 * moved[name], name
 
 
-def test_statistics_of_a_whole_batch_cannot_be_had_on_several_processors(cold_project: Project):
-    for how in ({"CCD_DEVICES": "2"}, {"CCD_MICRO_BATCH": "3"}):
-        done = cold_project.stage("warmup", check=False, **how)
-        assert done.returncode == 1
-        assert "student.batch_norm" in done.stderr
-        assert "Traceback" not in done.stderr
+def test_statistics_of_a_whole_batch_cannot_be_had_on_several_processors(project: Project):
+    done = project.stage("warmup", check=False, CCD_MICRO_BATCH="3")
+    assert done.returncode == 1
+    assert "student.batch_norm" in done.stderr
+    assert "Traceback" not in done.stderr
+    student = Student.load(project / "data/warmup/student.safetensors", "cpu")
+    student.backbone.append(nn.BatchNorm2d(8))  # those of the network itself are folded away
+    with pytest.raises(UserError, match=r"student.batch_norm to frozen .* or CCD_DEVICES to 1"):
+        prepare_batch_norm(student, ranks=2, device="cpu")
+    prepare_batch_norm(student, ranks=1, device="cpu")
 
 
 def test_a_killed_rank_is_named_and_the_others_blocks_are_kept(cold_project: Project):
@@ -141,35 +155,33 @@ def srun(tmp_path: Path) -> str:
     return str(script)
 
 
-def test_another_launcher_places_the_ranks_as_slurm_does(cold_project: Project, srun: str):
-    anew(cold_project, "global_clip")
-    alone = cold_project.digests(OUTPUTS["global_clip"])
-    for launcher in (srun, "torchrun --nproc-per-node=2 --no-python"):
-        said = anew(cold_project, "global_clip", CCD_LAUNCH=launcher)
-        assert "global_clip: 16/16 images" in said  # half of them, of each rank
-        assert cold_project.digests(OUTPUTS["global_clip"]) == alone
-    cold_project.set(student__batch_norm="frozen")
-    assert "epoch 1, label loss" in anew(cold_project, "warmup", CCD_LAUNCH=srun)
+def test_other_launchers_place_the_ranks(both: tuple[Project, Project], srun: str):
+    warm, cold = both
+    anew(warm, "global_clip")
+    alone = warm.digests("data/global_clip.zarr/**/*")
+    torchrun = "torchrun --nproc-per-node=2 --no-python"
+    said = anew(cold, "global_clip", CCD_LAUNCH=torchrun)
+    assert "global_clip: 16/16 images" in said  # half of them, of each rank
+    assert cold.digests("data/global_clip.zarr/**/*") == alone
+    cold.set(student__batch_norm="frozen")
+    assert "epoch 1, label loss" in anew(cold, "warmup", CCD_LAUNCH=srun)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_ranks_of_another_launcher(
-    cold_project: Project, srun: str, number: int
-):
+def test_a_signal_reaches_the_ranks_of_another_launcher(cold_project: Project, srun: str):
     shutil.rmtree(cold_project / ".ccd/local_clip")
     process = started(cold_project, "local_clip", CCD_LAUNCH=srun, CCD_BLOCK="1")
     scratch = cold_project / ".ccd/local_clip"
     wait_for(lambda: len(list(scratch.glob("*/blocks-of-1/*.npz"))) >= 2, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate()
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + signal.SIGINT
     assert "blocks are done and kept" in said
     assert "Traceback" not in said
 
 
-def test_a_launcher_that_fails_or_is_not_there_is_named(cold_project: Project):
+def test_a_launcher_that_fails_or_is_not_there_is_named(project: Project):
     for launcher, why in {"false": "false ended with code 1", "no-srun": "cannot be run"}.items():
-        done = cold_project.stage("global_clip", check=False, CCD_LAUNCH=launcher)
+        done = project.stage("global_clip", check=False, CCD_LAUNCH=launcher)
         assert done.returncode == 1
         assert why in done.stderr
         assert "Traceback" not in done.stderr
@@ -225,7 +237,6 @@ def test_the_shares_of_a_batch_weigh_as_the_batch():
 
 def test_a_numbered_device_is_not_for_several_ranks(monkeypatch):
     from stages.models.device import device
-    from stages.runtime.errors import UserError
 
     monkeypatch.setenv("CCD_DEVICE", "cuda:1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ccd")
@@ -233,8 +244,6 @@ def test_a_numbered_device_is_not_for_several_ranks(monkeypatch):
         monkeypatch.setenv(name, "2")
     with pytest.raises(UserError, match="CCD_DEVICE=cuda:1: several ranks"):
         device()
-
-
 
 
 def descendants(pid: int) -> list[int]:

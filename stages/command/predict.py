@@ -25,16 +25,16 @@ MAX_PIXELS = 100_000_000
 
 def images_in(paths: Iterable[Path]) -> list[Photograph]:
     """The image files that `paths` name: files as they are, folders with all below them."""
-    found = []
+    photos = []
     for path in paths:
         if path.is_dir():
             below, _ = photographs(str(path), "", key="ccd predict")
-            found += [photo._replace(image_id=photo.path) for photo in below]
+            photos += [photo._replace(image_id=photo.path) for photo in below]
         elif path.exists():
-            found.append(Photograph(printable(os.fsencode(path)), str(path), "", ""))
+            photos.append(Photograph(printable(os.fsencode(path)), str(path), "", ""))
         else:
             raise UserError(f"{printable(os.fsencode(path))} is not there")
-    return found
+    return photos
 
 
 def predict(images: list[Photograph], weights: Path) -> pd.DataFrame:

@@ -38,11 +38,11 @@ def boxes_of_maps(
             continue
         for number, activation in enumerate(raised, start):
             if kind == "first_last":
-                found = [first_last_box(activation, threshold)]
+                of_map = [first_last_box(activation, threshold)]
             else:
-                found = region_boxes(scale_to_unit(activation), threshold)
-            boxes.append(np.array(found))
-            counts[number] = len(found)
+                of_map = region_boxes(scale_to_unit(activation), threshold)
+            boxes.append(np.array(of_map))
+            counts[number] = len(of_map)
     return np.concatenate(boxes), counts
 
 

@@ -30,8 +30,8 @@ def shows_a_class(p: Floats, limit: float) -> Booleans:
     limit: in entropies of a uniform guess over the classes. The paper suggests a filter of this
     kind for data sets with images of no class.
     """
-    found: Booleans = entropy(p) <= limit * np.log(p.shape[1])
-    return found
+    shown: Booleans = entropy(p) <= limit * np.log(p.shape[1])
+    return shown
 
 
 def entropy_limit_in_nats(limit: float, unit: Literal["nats", "normalised"], classes: int) -> float:

@@ -70,7 +70,7 @@ def ladder(scores: Tables, judged: Tables) -> pd.DataFrame:
 def metrics(rungs: pd.DataFrame, judged: Tables, diagnosed: Diagnostics) -> Metrics:
     """The figures of the ladder that are defined, and the diagnostics."""
     of = rungs.set_index("rung")[["mAP", "micro_AP"]].astype(float)
-    found: Metrics = {"labelled_images": {split: len(truth) for split, truth in judged.items()}}
+    figures: Metrics = {"labelled_images": {split: len(truth) for split, truth in judged.items()}}
     if len(judged["test"]):
         for key, rung, figure in (
             ("mAP", "student", "mAP"),
@@ -80,15 +80,15 @@ def metrics(rungs: pd.DataFrame, judged: Tables, diagnosed: Diagnostics) -> Metr
         ):
             value = float(of[figure][rung])
             if not np.isnan(value):
-                found[key] = value  # type: ignore[literal-required]
+                figures[key] = value  # type: ignore[literal-required]
         absent = np.nansum(values_of(judged["test"]), axis=0) == 0
-        found["classes_without_a_positive"] = int(absent.sum())
+        figures["classes_without_a_positive"] = int(absent.sum())
     if len(judged["train"]):
         labels = of.loc[["initial", "local", "pseudo"]]
-        found["label_mAP"] = _defined(labels["mAP"])
-        found["label_micro_AP"] = _defined(labels["micro_AP"])
-    found["diagnostics"] = diagnosed
-    return found
+        figures["label_mAP"] = _defined(labels["mAP"])
+        figures["label_micro_AP"] = _defined(labels["micro_AP"])
+    figures["diagnostics"] = diagnosed
+    return figures
 
 
 def _defined(figures: pd.Series) -> dict[str, float | None]:

@@ -17,8 +17,8 @@ def similarities(image_embeddings: Floats, class_embeddings: Floats) -> Floats:
     classes = class_embeddings.astype(np.float64)
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     classes /= np.linalg.norm(classes, axis=1, keepdims=True)
-    found: Floats = images @ classes.T
-    return found
+    cosines: Floats = images @ classes.T
+    return cosines
 
 
 def class_probabilities(
@@ -32,8 +32,8 @@ def class_probabilities(
     centre: subtracted from the similarities of each class (classes,), an extension.
     Returns (views, classes) float32 in [0, 1]; each row sums to 1 (Eq. 3).
     """
-    found = similarities(image_embeddings, class_embeddings) - centre
-    return softmax(found / temperature, axis=1).astype(np.float32)
+    cosines = similarities(image_embeddings, class_embeddings) - centre
+    return softmax(cosines / temperature, axis=1).astype(np.float32)
 
 
 def class_probabilities_in_half(

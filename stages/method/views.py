@@ -37,8 +37,8 @@ def search_threshold(
     """
     threshold = start
     for scores in scores_of_parts:
-        found = float(candidates(scores, threshold).sum(axis=1).mean())
-        if mean_views - 1 < found < mean_views + 1:
+        per_image = float(candidates(scores, threshold).sum(axis=1).mean())
+        if mean_views - 1 < per_image < mean_views + 1:
             return threshold
         threshold += step
     return threshold

@@ -129,9 +129,9 @@ def box_views(
     """
     rows = image[block.start : block.stop]
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    found = []
+    views = []
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
         path, sha256 = files[["path", "sha256"]].iloc[rows[start]].tolist()
         own = edges[block.start + start : block.start + stop].tolist()
-        found.append(ImageViews(path, sha256, [(x0, y0, x1, y1) for x0, y0, x1, y1 in own]))
-    return found
+        views.append(ImageViews(path, sha256, [(x0, y0, x1, y1) for x0, y0, x1, y1 in own]))
+    return views

@@ -40,8 +40,8 @@ def read_foreign_weights(path: Path, key: str) -> dict[str, Tensor]:
     """
     named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
     try:
-        if named and (found := file_digest(path))[:8] != named[1]:
-            raise UserError(f"{key}: {path} is not what its name says: its SHA-256 is {found}")
+        if named and (digest := file_digest(path))[:8] != named[1]:
+            raise UserError(f"{key}: {path} is not what its name says: its SHA-256 is {digest}")
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -96,12 +96,12 @@ def published_digest(model: str, path: Path) -> str | None:
 def check_digest(path: Path, expected: str, key: str) -> None:
     """Raise `UserError` unless the file's SHA-256 is `expected`."""
     try:
-        found = file_digest(path)
+        digest = file_digest(path)
     except OSError as error:
         raise UserError(f"{key}: {path}: {error.strerror}") from None
-    if found != expected:
+    if digest != expected:
         raise UserError(
-            f"{key}: {path} is not the expected file: its SHA-256 is {found}, not {expected}"
+            f"{key}: {path} is not the expected file: its SHA-256 is {digest}, not {expected}"
         )
 
 

@@ -14,6 +14,7 @@ from stages.models.device import batch_size, move
 from stages.models.folding import fold_batch_norm
 from stages.models.weights import load_weights
 from stages.runtime.errors import UserError
+from stages.runtime.params import MapKind
 
 
 class StudentConfig(BackboneConfig):
@@ -66,10 +67,10 @@ class Student(nn.Module):
         return F.relu(boost * F.conv2d(features, F.relu(self.head.weight)))
 
     @torch.inference_mode()
-    def maps(self, views: Tensor, layer_cam: bool = False) -> Tensor:
+    def maps(self, views: Tensor, kind: MapKind = "cam") -> Tensor:
         """The maps (n, classes, h, w), on the device, of uint8 views (n, 3, h, w)."""
-        images = self._inputs(views)
-        return self.layer_cam(images) if layer_cam else self.class_activation_maps(images)
+        kinds = {"cam": self.class_activation_maps, "layercam": self.layer_cam}
+        return kinds[kind](self._inputs(views))
 
     def scores(self, views: Tensor) -> Tensor:
         """Probabilities (n, classes), on the device, of uint8 views (n, 3, h, w)."""
@@ -136,28 +137,27 @@ def set_first_weights(student: Student, tensors: dict[str, Tensor], first: Backb
 
 
 def maps_at_scales(
-    student: Student, views: Tensor, own: Tensor, sides: list[int], options: tuple[bool, bool]
+    student: Student, views: Tensor, own: Tensor, sides: list[int], kind: MapKind, mirror: bool
 ) -> Tensor:
     """Maps (n, classes, h, w) of uint8 views, the mean over inputs of several `sides`.
 
     views: on the student's device; own: their class activation maps as they are, to whose cells the
-    maps of other sizes are resized. options: whether maps are LayerCAM's, and mirrored inputs too.
+    maps of other sizes are resized. mirror: over the mirrored inputs too.
     """
-    layer_cam, mirror = options
     native, cells = views.shape[-1], own.shape[-2:]
-    found = []
+    all_maps = []
     for side in sides:
         resized = views
         if side != native:
             resized = F.interpolate(views.float(), (side, side), mode="bilinear", antialias=True)
         for mirrored in (False, True) if mirror else (False,):
-            if side == native and not (layer_cam or mirrored):
+            if (side, kind, mirrored) == (native, "cam", False):
                 maps = own
             elif mirrored:
-                maps = student.maps(resized.flip(-1), layer_cam).flip(-1)
+                maps = student.maps(resized.flip(-1), kind).flip(-1)
             else:
-                maps = student.maps(resized, layer_cam)
+                maps = student.maps(resized, kind)
             if maps.shape[-2:] != cells:
                 maps = F.interpolate(maps, size=cells, mode="bilinear", antialias=True)
-            found.append(maps)
-    return torch.stack(found).mean(dim=0)
+            all_maps.append(maps)
+    return torch.stack(all_maps).mean(dim=0)

@@ -164,6 +164,7 @@ class Teacher:
 
     def embed_inputs(self, images: Tensor) -> Tensor:
         """As `embed_images`, of normalised images in the tower's precision, channels last."""
+        embeddings: Any
         if isinstance(self.tower, ModifiedResNet):
             embeddings = self._of_resnet(images)
         elif isinstance(self.tower, VisionTransformer):

@@ -92,10 +92,10 @@ def headline(of: Evidence) -> list[Figure]:
 
 def quality_sections(of: Evidence) -> list[Section]:
     """What only ground truth can tell; nothing without it."""
-    found = []
+    sections = []
     ladder = of.ladder.dropna(subset=["mAP"])
     if len(ladder):
-        found.append(
+        sections.append(
             Section(
                 "ladder",
                 "The ladder",
@@ -111,7 +111,7 @@ def quality_sections(of: Evidence) -> list[Section]:
         )
         curves = of.precision_recall
         curves = curves[curves["class"] == "all"].replace({"scorer": SCORERS})
-        found.append(
+        sections.append(
             Section(
                 "per-class",
                 "Each class",
@@ -123,7 +123,7 @@ def quality_sections(of: Evidence) -> list[Section]:
                 ],
             )
         )
-    return found
+    return sections
 
 
 def label_sections(of: Evidence) -> list[Section]:
@@ -144,7 +144,7 @@ def label_sections(of: Evidence) -> list[Section]:
     if len(truth):
         counted = {"ground truth": truth[classes].to_numpy() > 0, **counted}
     values = {"raw": raw, "initial": initial, "local": local, "pseudo": pseudo}
-    found = [
+    sections = [
         Section(
             "bias",
             "The teacher's bias",
@@ -164,7 +164,7 @@ def label_sections(of: Evidence) -> list[Section]:
         ),
     ]
     if len(of.training):
-        found.append(
+        sections.append(
             Section(
                 "training",
                 "Training",
@@ -174,7 +174,7 @@ def label_sections(of: Evidence) -> list[Section]:
                 [charts.training(of.training)],
             )
         )
-    return found
+    return sections
 
 
 def positive_shares(counted: Mapping[str, Booleans | Floats], classes: list[str]) -> pd.DataFrame:

@@ -30,6 +30,7 @@ Arch = Literal[
     "teacher_tower", "resnet18", "resnet34", "resnet50", "resnet101", "convnext_tiny",
     "convnext_small", "convnext_base", "vit_b_16", "vit_b_32",
 ]  # fmt: skip
+MapKind = Literal["cam", "layercam"]
 FirstWeights = Literal[
     "teacher", "random", "checkpoint", "classifier", "IMAGENET1K_V1", "IMAGENET1K_V2"
 ]
@@ -178,7 +179,7 @@ class CamBoxes(Section):
     margin: Literal["none", "class_mean"]
     input_size: Side
     cam_threshold: Annotated[float, Field(ge=0, lt=1)]
-    map: Literal["cam", "layercam"]
+    map: MapKind
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)]
     mirror: bool
     box: Literal["tight", "first_last", "regions"]

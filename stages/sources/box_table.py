@@ -54,21 +54,21 @@ def views_of_file(path: str, rows: pd.DataFrame, side: int) -> pd.DataFrame:
     """
     boxes = box_table(path)
     sized = rows[["image_id", "width", "height"]].reset_index(names="row")
-    found = boxes.merge(sized, on="image_id").sort_values("row", kind="stable", ignore_index=True)
+    views = boxes.merge(sized, on="image_id").sort_values("row", kind="stable", ignore_index=True)
     say(
-        f"cam_boxes: {len(found)} views of {found['image_id'].nunique()} of {len(rows)} images "
-        f"from {path}; {len(boxes) - len(found)} of other images are left out"
+        f"cam_boxes: {len(views)} views of {views['image_id'].nunique()} of {len(rows)} images "
+        f"from {path}; {len(boxes) - len(views)} of other images are left out"
     )
-    outside = found[(found["x1"] > found["width"]) | (found["y1"] > found["height"])]
+    outside = views[(views["x1"] > views["width"]) | (views["y1"] > views["height"])]
     if len(outside):
         raise UserError(f"{KEY}: a box of {outside['image_id'].iloc[0]} reaches out of the image")
-    scale = side / found[["width", "height", "width", "height"]].to_numpy()
-    squashed = found[EDGES].to_numpy() * scale
-    found[["u0", "v0"]] = np.floor(squashed[:, :2] + 1e-6).astype(np.int32)
-    found[["u1", "v1"]] = np.ceil(squashed[:, 2:] - 1e-6).astype(np.int32)
-    found["rank"] = found.groupby("image_id").cumcount().astype(np.int32)
-    found["score"] = np.float32(np.nan)
-    return found[list(CAM_BOXES.columns)]
+    scale = side / views[["width", "height", "width", "height"]].to_numpy()
+    squashed = views[EDGES].to_numpy() * scale
+    views[["u0", "v0"]] = np.floor(squashed[:, :2] + 1e-6).astype(np.int32)
+    views[["u1", "v1"]] = np.ceil(squashed[:, 2:] - 1e-6).astype(np.int32)
+    views["rank"] = views.groupby("image_id").cumcount().astype(np.int32)
+    views["score"] = np.float32(np.nan)
+    return views[list(CAM_BOXES.columns)]
 
 
 def with_edges(table: pd.DataFrame, boxes: Floats, rows: pd.DataFrame, side: int) -> pd.DataFrame:

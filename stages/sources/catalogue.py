@@ -129,9 +129,9 @@ def odd_labels(kind: str, split: str, classes: list[str], values: np.ndarray) ->
         return odd
     published = DATA_SETS[kind].published
     expected = published.labels_per_image.get(split)
-    found = float(np.nansum(values) / max(len(values), 1))
-    if expected is not None and round(found, 4) != expected:
-        odd.append(f"{kind} {split} has {found:.4f} labels an image, published are {expected:.4f}")
+    mean = float(np.nansum(values) / max(len(values), 1))
+    if expected is not None and round(mean, 4) != expected:
+        odd.append(f"{kind} {split} has {mean:.4f} labels an image, published are {expected:.4f}")
     without = published.unlabelled.get(split)
     empty = int((np.nansum(values, axis=1) == 0).sum())
     if without is not None and empty != without:

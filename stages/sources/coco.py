@@ -37,7 +37,7 @@ class Annotations:
     path: Path
     images: list[Image]
     categories: dict[int, str]
-    found: list[tuple[int, int]]  # image id, category id
+    pairs: list[tuple[int, int]]  # image id, category id
 
     def labels(self, image_ids: Sequence[int], classes: list[str]) -> np.ndarray:
         """(images, classes): 1 where the image has an annotation of the class, else 0."""
@@ -51,7 +51,7 @@ class Annotations:
         row = {image: position for position, image in enumerate(image_ids)}
         column = {number: classes.index(name) for number, name in self.categories.items()}
         values = np.zeros((len(image_ids), len(classes)), np.float32)
-        for image, category in self.found:
+        for image, category in self.pairs:
             if image in row:
                 values[row[image], column[category]] = 1
         return values
@@ -65,7 +65,7 @@ def read_annotations(path: Path, key: str) -> Annotations:
         images: list[Image] = [
             {"id": int(i["id"]), "file_name": str(i["file_name"])} for i in content["images"]
         ]
-        found = [(int(a["image_id"]), int(a["category_id"])) for a in content["annotations"]]
+        pairs = [(int(a["image_id"]), int(a["category_id"])) for a in content["annotations"]]
     except (OSError, ValueError) as error:
         raise UserError(f"{key} in params.yaml: {path} cannot be read: {reason(error)}") from None
     except (KeyError, TypeError) as error:
@@ -79,22 +79,22 @@ def read_annotations(path: Path, key: str) -> Annotations:
     ids = {image["id"] for image in images}
     if len(ids) != len(images):
         raise UserError(f"{path}: two images have the same id")
-    if not {image for image, _ in found} <= ids:
+    if not {image for image, _ in pairs} <= ids:
         raise UserError(f"{path}: an annotation is of an image that is not listed")
-    strangers = {category for _, category in found} - set(categories)
+    strangers = {category for _, category in pairs} - set(categories)
     if strangers:
         raise UserError(f"{path}: an annotation is of category {min(strangers)}, which is none")
-    return Annotations(path, images, dict(sorted(categories.items())), found)
+    return Annotations(path, images, dict(sorted(categories.items())), pairs)
 
 
 def photographs(root: str) -> list[Photograph]:
     """The official images that have an annotation, of both splits."""
-    found = []
+    photos = []
     for split, folder in SPLITS.items():
         annotations = _official(Path(root) / "annotations", folder, "source.root")
         names = [f"{folder}/{image['file_name']}" for image in _annotated(annotations)]
-        found += listed(root, zip(names, names, strict=True), split, str(annotations.path))
-    return found
+        photos += listed(root, zip(names, names, strict=True), split, str(annotations.path))
+    return photos
 
 
 def labels(folder: str, classes: list[str]) -> tuple[list[str], np.ndarray]:
@@ -114,6 +114,6 @@ def _official(folder: Path, part: str, key: str) -> Annotations:
 
 
 def _annotated(annotations: Annotations) -> list[Image]:
-    wanted = {image for image, _ in annotations.found}
+    wanted = {image for image, _ in annotations.pairs}
     kept = [image for image in annotations.images if image["id"] in wanted]
     return sorted(kept, key=lambda image: str(image["id"]))

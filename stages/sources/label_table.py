@@ -59,25 +59,25 @@ def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
                 index_col=False,
                 chunksize=PART,
             )
-            found = pd.concat([_checked(part, path, classes) for part in parts])
+            rows = pd.concat([_checked(part, path, classes) for part in parts])
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise UserError(f"{KEY} in params.yaml: {path}: {error}") from None
-    return _without_duplicates(found, path)
+    return _without_duplicates(rows, path)
 
 
-def _checked(found: pd.DataFrame, path: str, classes: list[str]) -> pd.DataFrame:
+def _checked(rows: pd.DataFrame, path: str, classes: list[str]) -> pd.DataFrame:
     """Some rows of a CSV, as labels."""
-    missing = [name for name in ["image_id", *classes] if name not in found.columns]
+    missing = [name for name in ["image_id", *classes] if name not in rows.columns]
     if missing:
         raise UserError(f"{path} has no column {missing[0]!r} ({KEY} in params.yaml)")
     for name in classes:
-        values = found[name].astype(str)
-        wrong = found.index[~values.isin({"0", "1", "0.0", "1.0"})]
+        values = rows[name].astype(str)
+        wrong = rows.index[~values.isin({"0", "1", "0.0", "1.0"})]
         if len(wrong):
             raise UserError(
                 f"{path}, row {wrong[0] + 2}: {name} is {values[wrong[0]]!r}, neither 0 nor 1"
             )
-    return found[["image_id", *classes]].astype(dict.fromkeys(classes, "int8"))
+    return rows[["image_id", *classes]].astype(dict.fromkeys(classes, "int8"))
 
 
 def _from_lines(path: str, classes: list[str]) -> pd.DataFrame:
@@ -98,9 +98,9 @@ def _from_lines(path: str, classes: list[str]) -> pd.DataFrame:
     return _without_duplicates(table(ids, values, classes), path)
 
 
-def _without_duplicates(found: pd.DataFrame, path: str) -> pd.DataFrame:
-    twice = found["image_id"][found["image_id"].duplicated()]
+def _without_duplicates(rows: pd.DataFrame, path: str) -> pd.DataFrame:
+    twice = rows["image_id"][rows["image_id"].duplicated()]
     if len(twice):
         row = f", row {twice.index[0] + 2}" if path.endswith(".csv") else ""
         raise UserError(f"{path}{row}: the image {twice.iloc[0]!r} comes twice")
-    return found
+    return rows

@@ -25,11 +25,11 @@ RECRAWLED = {"train": "train", "test": "val"}
 
 def photographs(root: str) -> list[Photograph]:
     """The official images, in the order of the official lists."""
-    found = []
+    photos = []
     for split, part in OFFICIAL.items():
         path = Path(root) / f"ImageList/{part}Imagelist.txt"
-        found += _photographs(root, _official_names(path, "source.root"), split, path)
-    return found
+        photos += _photographs(root, _official_names(path, "source.root"), split, path)
+    return photos
 
 
 def labels(folder: str, classes: list[str]) -> tuple[list[str], np.ndarray]:
@@ -59,11 +59,11 @@ def labels(folder: str, classes: list[str]) -> tuple[list[str], np.ndarray]:
 
 def recrawled_photographs(root: str) -> list[Photograph]:
     """The re-crawled images, in the order of their lists."""
-    found = []
+    photos = []
     for split, part in RECRAWLED.items():
         path = Path(root) / f"spml/formatted_{part}_images.npy"
-        found += _photographs(root, _recrawled_names(path, "source.root"), split, path)
-    return found
+        photos += _photographs(root, _recrawled_names(path, "source.root"), split, path)
+    return photos
 
 
 def recrawled_labels(folder: str, classes: list[str]) -> tuple[list[str], np.ndarray]:

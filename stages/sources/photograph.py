@@ -30,7 +30,7 @@ def listed(
     """
     top = os.path.realpath(root)
     folders: dict[str, str] = {}
-    found = []
+    photos = []
     for image_id, name in entries:
         for given in (PurePosixPath(image_id), PurePosixPath(name)):
             if given.is_absolute() or ".." in given.parts or not given.parts:
@@ -47,8 +47,8 @@ def listed(
                 f"{where}: {name!r} is a link that leaves {root}; let the whole folder {root} be a "
                 "link instead, or move what it points to there"
             )
-        found.append(Photograph(image_id, path.as_posix(), split, ""))
-    return found
+        photos.append(Photograph(image_id, path.as_posix(), split, ""))
+    return photos
 
 
 def lines_of(path: Path, key: str) -> list[str]:

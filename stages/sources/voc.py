@@ -29,13 +29,13 @@ SPLITS = {
 
 def photographs(root: str, year: Year) -> list[Photograph]:
     """The images of both splits; an image's id is its name without the suffix."""
-    found = []
+    photos = []
     for split, part in SPLITS[year].items():
         path = Path(root) / f"VOC{year}/ImageSets/Main/{part}.txt"
         names = sorted(lines_of(path, "source.root"))
         entries = [(name, f"VOC{year}/JPEGImages/{name}.jpg") for name in names]
-        found += listed(root, entries, split, str(path))
-    return found
+        photos += listed(root, entries, split, str(path))
+    return photos
 
 
 def labels(
