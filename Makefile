@@ -22,7 +22,7 @@ demo: $(VENV)/installed .dvc/config.local
 install: $(VENV)/installed .dvc/config.local
 
 test: $(VENV)/installed-dev lint
-	pytest -n auto --dist worksteal
+	pytest -n auto --dist loadgroup
 
 quick: $(VENV)/installed-dev
 	pytest -n auto -m "not pipeline and not slow"

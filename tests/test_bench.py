@@ -1,21 +1,35 @@
-"""The benchmark runs, on small sizes; its figures mean nothing then."""
+"""The benchmark runs, on a tiny model and small sizes; its figures mean nothing then."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from stages.command.deps import ROOT
+import open_clip
+import pytest
+
+from bench import __main__ as bench
+from tests.conftest import TINY_CLIP
 
 
-def test_the_benchmark_of_speed_runs_on_a_small_size(tmp_path: Path):
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[str]:
+    """A model that open_clip knows by name."""
+    (tmp_path / "tiny-bench.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(tmp_path)
+    yield "tiny-bench"
+    open_clip.factory._MODEL_CONFIGS.pop("tiny-bench", None)
+
+
+def test_the_benchmark_of_speed_runs_on_a_small_size(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CCD_DEVICE", "cpu")
+    sizes = {"size": 64, "images": 16, "views": 2, "rounds": 1, "most": 0}
     results = tmp_path / "results.json"
-    options = {"rows": "abcd", "size": 64, "images": 8, "views": 2, "rounds": 1}
-    options |= {"precision": "float32"}
-    command = [f"--{name}={value}" for name, value in (options | {"results": results}).items()]
-    subprocess.run([sys.executable, "-m", "bench", *command], cwd=ROOT, check=True)
+    bench.main(model=tiny, precision="float32", rows="abcd", results=results, **sizes)
     found = json.loads(results.read_text())
     assert [row["row"][0] for row in found["rows"]] == ["b", "a", "a", "b", "b", "c", "d"]
     assert all(row["ratio"] > 0 for row in found["rows"])

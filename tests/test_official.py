@@ -28,6 +28,10 @@ from stages.models.student import Student
 from tests import published_script as script
 from tests.conftest import MINI_CLASSES, Project, lay_out, write_tiny_teacher
 
+STAGES = (
+    "index", "weights", "class_text", "global_clip", "bias", "warmup", "cam_boxes", "local_clip",
+    "fuse_labels", "train",
+)  # fmt: skip
 GLOBAL, SIDE, TRAINED, FACTOR, LIMIT = 64, 96, 64, 20.0, 1.2
 # an untrained tower sees little difference, which a unit vector enlarges with its rounding errors
 NEAR = 2e-3
@@ -63,6 +67,9 @@ QUIRKS = {
 }
 
 
+pytestmark = pytest.mark.xdist_group("official")  # one worker makes the project for all
+
+
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Project:
     """A finished project with the script's ways, of more than a hundred training images."""
@@ -73,7 +80,8 @@ def official(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> 
     write_tiny_teacher(root / "teacher", tuple(script.MEAN), tuple(script.STD))
     project = Project(root, warm)
     project.set(**QUIRKS)
-    project.repro("train")
+    for stage in STAGES:
+        project.stage(stage)
     return project
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from stages.runtime.job import Job
+from stages.runtime.errors import UserError
+from stages.runtime.fingerprint import declaration
+from stages.runtime.job import Job, execute
+from stages.runtime.params import Params
 from stages.runtime.resume import in_blocks, write_durably
 from tests.conftest import Project, as_ordinary_processes, wait_for
 
@@ -107,7 +112,7 @@ def reference(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Pr
     return project
 
 
-@pytest.mark.parametrize("stage", ["cam_boxes", "local_clip", "train"])
+@pytest.mark.parametrize("stage", ["local_clip", "train"])
 def test_killed_at_random_moments_a_stage_ends_with_the_bytes_of_an_undisturbed_run(
     reference: Project, tmp_path: Path, stage: str
 ):
@@ -144,15 +149,12 @@ def test_killed_at_random_moments_a_stage_ends_with_the_bytes_of_an_undisturbed_
     assert "up to date" in warm.run("dvc", "status", stage).stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_block_and_says_how_to_go_on(
-    warm_ready: Project, ready: Project, number: int
-):
+def test_a_signal_finishes_the_block_and_says_how_to_go_on(warm_ready: Project, ready: Project):
     process = start(ready, "python", "-m", "stages.global_clip")
     halt_at_work(ready, "global_clip", 1, process)
     before = (ready / "data/global_clip.zarr/zarr.json").read_bytes()
-    output = end_group(process, number)
-    assert process.returncode == 128 + number
+    output = end_group(process, signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGTERM
     assert "blocks are done and kept. `dvc repro` goes on from there." in output
     assert "Traceback" not in output
     assert (ready / "data/global_clip.zarr/zarr.json").read_bytes() == before
@@ -167,15 +169,6 @@ def test_a_signal_to_training_finishes_the_epoch(ready: Project):
     assert "of 8 epochs are done and kept" in output
 
 
-def test_a_second_run_is_refused_with_the_name_of_the_holder(warm_ready: Project, ready: Project):
-    process = start(ready, "python", "-m", "stages.train")
-    halt_at_work(ready, "train", 1, process)
-    second = warm_ready.stage("train", check=False)
-    end_group(process)
-    assert second.returncode == 1
-    assert f"already running here: process {process.pid} on " in second.stderr
-
-
 def test_an_orphan_of_a_killed_dvc_is_named_and_its_work_is_used(
     warm_ready: Project, ready: Project
 ):
@@ -186,12 +179,12 @@ def test_an_orphan_of_a_killed_dvc_is_named_and_its_work_is_used(
     second = warm_ready.run("dvc", "repro", "-f", "-s", "train", check=False, **SMALL)
     os.killpg(process.pid, signal.SIGKILL)
     assert second.returncode
-    assert "already running here" in second.stderr + second.stdout
+    assert re.search(r"already running here: process \d+ on ", second.stderr + second.stdout)
     third = warm_ready.run("dvc", "repro", "-f", "-s", "train", **SMALL)
     assert "resuming after epoch" in third.stderr + third.stdout
 
 
-@pytest.mark.parametrize("edit", ["parameter", "input", "code"])
+@pytest.mark.parametrize("edit", ["parameter", "code"])
 def test_what_was_edited_meanwhile_publishes_nothing(
     warm_ready: Project, ready: Project, edit: str
 ):
@@ -202,7 +195,6 @@ def test_what_was_edited_meanwhile_publishes_nothing(
     halt_at_work(ready, "train", 1, process)
     files = {
         "parameter": ready / "params.yaml",
-        "input": ready / "data/warmup/history.csv",
         "code": ready / "stages/training/loop.py",
     }
     content = files[edit].read_bytes()
@@ -219,25 +211,24 @@ def test_what_was_edited_meanwhile_publishes_nothing(
     assert "resuming after epoch 8 of 8" in again.stderr
 
 
-def test_a_parameter_misspelt_meanwhile_publishes_nothing_and_is_named(ready: Project):
-    process = start(ready, "python", "-m", "stages.train")
-    halt_at_work(ready, "train", 1, process)
-    text = (ready / "params.yaml").read_text()
-    (ready / "params.yaml").write_text(text.replace("consistency:", "consistence:"))
-    output = end_group(process, signal.SIGCONT)
-    assert process.returncode == 1
-    assert "did you mean `train.consistency`?" in output
-    assert "Traceback" not in output
-
-
-def test_another_parameter_starts_afresh_and_drops_the_old_scratch(
-    warm_ready: Project, ready: Project
+def test_a_parameter_misspelt_meanwhile_publishes_nothing_and_is_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ):
-    process = start(ready, "python", "-m", "stages.train")
-    halt_at_work(ready, "train", 1, process)
-    end_group(process)
-    old = set(work(ready, "train"))
-    ready.set(train__consistency=0.5)
+    monkeypatch.chdir(project.root)
+
+    def run(params: Params, job: Job) -> None:
+        text = (project / "params.yaml").read_text()
+        (project / "params.yaml").write_text(text.replace("consistency:", "consistence:"))
+
+    with pytest.raises(UserError, match=r"did you mean `train.consistency`\?"):
+        execute("train", run, partial(declaration, "train"))
+
+
+def test_another_parameter_starts_afresh_and_drops_the_old_scratch(warm_ready: Project):
+    warm_ready.stage("train", **SMALL)
+    old = set(work(warm_ready, "train"))
+    assert old
+    warm_ready.set(train__consistency=0.5)
     assert "resuming" not in warm_ready.stage("train", **SMALL).stderr
     assert not any(file.exists() for file in old)
 
@@ -262,18 +253,18 @@ def test_a_damaged_epoch_costs_that_epoch_alone(warm_ready: Project):
     assert warm_ready.digests(*OUTPUTS["train"]) == expected
 
 
-def test_a_full_disk_publishes_nothing_and_keeps_the_work(warm_ready: Project):
+def test_a_full_disk_publishes_nothing_and_keeps_the_work(ready: Project):
     """A limit on the size of files stands for the disk: writing fails with an OSError too."""
-    before = warm_ready.digests("data/local_clip.zarr/**/*")
+    before = ready.digests("data/local_clip.zarr/**/*")
     limited = "ulimit -f 8; exec python -m stages.warmup"
-    done = warm_ready.run("bash", "-c", f"trap '' XFSZ; {limited}", check=False, **SMALL)
+    done = ready.run("bash", "-c", f"trap '' XFSZ; {limited}", check=False, **SMALL)
     assert done.returncode == 1
     assert "File too large" in done.stderr
     assert "nothing was published" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not list((warm_ready / "data").rglob("*.partial"))
-    assert warm_ready.digests("data/local_clip.zarr/**/*") == before
-    warm_ready.stage("warmup", **SMALL)
+    assert not list((ready / "data").rglob("*.partial"))
+    assert ready.digests("data/local_clip.zarr/**/*") == before
+    ready.stage("warmup", **SMALL)
 
 
 def test_blocks_are_assembled_in_order_whatever_their_size(tmp_path, monkeypatch):
