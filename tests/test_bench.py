@@ -22,6 +22,7 @@ def tiny(tmp_path: Path) -> Iterator[str]:
     open_clip.factory._MODEL_CONFIGS.pop("tiny-bench", None)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_speed_runs_on_a_small_size(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

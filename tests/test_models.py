@@ -149,6 +149,7 @@ def test_without_a_network_a_pretrained_tag_is_one_line(cold_project: Project):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_state_dict_file_of_a_named_model_is_loaded(tmp_path: Path):
     import open_clip
 
@@ -326,6 +327,7 @@ def test_folding_batch_norm_leaves_what_the_network_computes():
         assert torch.allclose(network(images), before, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_real_towers_embedding_does_not_depend_on_its_batch(tmp_path: Path):
     """Byte for byte, for ResNet-50's tower on a CPU."""
     write_teacher(tmp_path, "RN50-quickgelu")
@@ -337,6 +339,7 @@ def test_a_real_towers_embedding_does_not_depend_on_its_batch(tmp_path: Path):
         assert torch.equal(torch.cat(parts), together)
 
 
+@pytest.mark.slow
 def test_half_precision_is_close_to_single(tmp_path: Path):
     write_teacher(tmp_path, "RN50-quickgelu")
     images = views(2, 96, 96)

@@ -60,6 +60,20 @@ def test_an_edit_of_the_runtime_in_mid_run_invalidates_nothing_and_loses_no_bloc
     assert work(project, "global_clip") == blocks
 
 
+def test_what_python_and_editors_leave_in_a_folder_of_code_counts_for_nothing(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(project.root)
+    before = fingerprints(project)
+    (project / "stages/storage/__pycache__").mkdir(exist_ok=True)
+    for name in ("__pycache__/tables.cpython-311.pyc", ".tables.py.swp", "tables.py~"):
+        (project / "stages/storage" / name).write_text("something")
+    assert fingerprints(project) == before
+    assert changed(project) == set()
+    (project / "stages/storage/another.py").write_text("")
+    assert fingerprints(project) != before
+
+
 def test_blocks_of_a_run_that_was_killed_are_used_by_an_edited_runtime(project: Project):
     shutil.rmtree(project / ".ccd")
     process = start(as_ordinary_processes(project), "python", "-m", "stages.local_clip")

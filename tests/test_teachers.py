@@ -60,6 +60,7 @@ def random_views(n: int, height: int, width: int) -> Tensor:
     return torch.randint(0, 256, (n, 3, height, width), generator=g, dtype=torch.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "dim", "heads"), [(7, 2048, 32), (14, 4096, 64)], ids=["RN50", "RN50x64"]
 )
@@ -339,6 +340,7 @@ def test_a_published_tag_is_a_file_that_may_be_checked(tiny_name, files, monkeyp
         load_teacher(given(tiny_name, "mine", sha256="0" * 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "convnext_tiny", "vit_b_32"])
 def test_a_students_first_weights_are_those_of_torchvisions_file(tmp_path: Path, arch: str):
     import torchvision

@@ -1,11 +1,11 @@
-"""A `python` that starts at once: for tests that run many stages through a real `dvc repro`.
+"""A `python` and a `dvc` that start at once: for tests that run many stages by `dvc repro`.
 
 A stage spends seconds on importing torch and open_clip before it works for milliseconds. Here one
 server process imports the libraries, none of the project's own modules, and for every request forks
-a child that runs `python -m …` as asked: with the caller's directory, environment and file
-descriptors. What runs is the real stage; only the imports are warm.
+a child that runs `python -m …`, or DVC, as asked: with the caller's directory, environment and file
+descriptors. What runs is the real stage and the real DVC; only the imports are warm.
 
-    with serving(folder) as environment:   # PATH has a `python` that asks the server
+    with serving(folder) as environment:   # PATH has a `python` and a `dvc` that ask the server
         subprocess.run(["dvc", "repro"], env=environment)
 """
 
@@ -15,6 +15,7 @@ import array
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -28,13 +29,16 @@ LIBRARIES = (
     "open_clip", "torchvision.transforms.v2", "sklearn.metrics", "pandas", "pyarrow.parquet",
     "zarr", "scipy.special", "pydantic", "ruamel.yaml", "rich.progress", "safetensors.torch",
     "altair", "vl_convert", "jinja2", "PIL.Image",
+    "dvc.cli.parser", "dvc.repo", "dvc.repo.reproduce", "dvc.repo.status", "dvc.repo.artifacts",
+    "dvc.stage.cache", "dvc.cachemgr", "dvc.data_cloud", "dvc.lock", "dvc_data.index",
+    "dvc_data.hashfile.db.local", "scmrepo.git", "networkx",
 )  # fmt: skip
 
 SHIM = """#!{python} -ISs
 import array, json, os, socket, sys
 link = socket.socket(socket.AF_UNIX)
 link.connect({address!r})
-request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+request = json.dumps([{words} + sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 link.sendmsg([len(request).to_bytes(4, "big")],
              [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
 link.sendall(request)
@@ -47,16 +51,18 @@ sys.exit(code[0] if code else 1)
 def serving(folder: Path) -> Iterator[dict[str, str]]:
     """Yield an environment in which `python` is the warm one."""
     address = str(folder / "python.socket")
-    shim = folder / "bin" / "python"
-    shim.parent.mkdir(parents=True)
-    shim.write_text(SHIM.format(python=sys.executable, address=address))
-    shim.chmod(0o755)
+    shims = folder / "bin"
+    shims.mkdir(parents=True)
+    for name, words in {"python": [], "dvc": ["-m", "dvc"]}.items():
+        text = SHIM.format(python=sys.executable, address=address, words=words)
+        (shims / name).write_text(text)
+        (shims / name).chmod(0o755)
     server = subprocess.Popen([sys.executable, __file__, address], start_new_session=True)
     try:
         while not Path(address).exists():
             assert server.poll() is None
             time.sleep(0.05)
-        path = f"{shim.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{shims}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         yield os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     finally:
         server.kill()
@@ -64,7 +70,7 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _serve(address: str) -> None:
-    """Answer requests one after the other, for ever. Runs in a process of its own."""
+    """Answer requests, several at a time: DVC's stages ask while it waits for them. For ever."""
     os.environ["OMP_NUM_THREADS"] = "1"  # no thread pool may exist when the children fork
     sys.path.remove(str(Path(__file__).parent))  # the way into the project, if any
     for library in LIBRARIES:
@@ -75,15 +81,25 @@ def _serve(address: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that answered are no concern of ours
     while True:
         link, _ = listener.accept()
-        child = os.fork()
-        if child == 0:
-            _answer(link)
-        status = os.waitpid(child, 0)[1]
-        with suppress(OSError):
-            link.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _wait_for_answer(link)
         link.close()
+
+
+def _wait_for_answer(link: socket.socket) -> None:
+    """Run one request in a child, and say how it ended."""
+    child = os.fork()
+    if child == 0:
+        _answer(link)
+    status = os.waitpid(child, 0)[1]
+    with suppress(OSError):
+        link.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+    os._exit(0)
 
 
 def _answer(link: socket.socket) -> None:

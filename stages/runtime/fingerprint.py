@@ -113,8 +113,8 @@ def _content(path: Path, by_time: bool) -> str:
         raise UserError(f"{path} is not there: run `dvc repro` so that what makes it runs first")
     digest = hashlib.sha256()
     for folder, folders, names in os.walk(os.fsencode(path)):
-        folders.sort()
-        for name in sorted(names):
+        folders[:] = sorted(set(folders) - {b"__pycache__"})
+        for name in sorted(name for name in names if not _is_of_an_editor(name)):
             file = os.path.join(folder, name)
             if by_time:
                 status = os.stat(file, follow_symlinks=False)
@@ -123,6 +123,11 @@ def _content(path: Path, by_time: bool) -> str:
                 known = _of_file(Path(os.fsdecode(file)))
             digest.update(file + f" {known}\n".encode())
     return digest.hexdigest()
+
+
+def _is_of_an_editor(name: bytes) -> bool:
+    """What .dvcignore hides from DVC: it comes and goes while a file is edited."""
+    return name.endswith((b".swp", b"~"))
 
 
 def _of_file(path: Path) -> str:
