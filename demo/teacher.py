@@ -30,7 +30,8 @@ from torch import Tensor
 from demo.scenes import draw_web_pair
 from demo.shapes import CLASSES, SIDE, draw_background, draw_object, finish
 
-HERE = Path("data/demo")
+PARAMS = Path("demo/params.yaml")
+OUTPUT = Path("data/demo")
 VOCABULARY = 49408  # of open_clip's SimpleTokenizer; the end-of-text token has the highest id
 MODEL: dict[str, Any] = {
     "embed_dim": 64,
@@ -165,7 +166,7 @@ def single_object_accuracy(model: CLIP, tokenizer: SimpleTokenizer, seed: int, c
 
 
 def main() -> None:
-    params = YAML(typ="safe").load(HERE / "params.yaml")["teacher"]
+    params = YAML(typ="safe").load(PARAMS)["teacher"]
     with ProcessPoolExecutor() as pool:
         pairs = list(
             pool.map(partial(web_pair, params["seed"]), range(params["pairs"]), chunksize=100)
@@ -178,9 +179,9 @@ def main() -> None:
     if accuracy < params["gate"]:
         raise SystemExit(
             f"teacher: {accuracy:.3f} of held-out single objects named, fewer than teacher.gate "
-            f"{params['gate']} in {HERE / 'params.yaml'}: too weak to distil from. Train it longer."
+            f"{params['gate']} in {PARAMS}: too weak to distil from. Train it longer."
         )
-    folder = HERE / "checkpoint"
+    folder = OUTPUT / "checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}

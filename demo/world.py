@@ -23,7 +23,8 @@ from ruamel.yaml import YAML
 from demo.scenes import draw_photo
 from demo.shapes import CLASSES, Box
 
-HERE = Path("data/demo")
+PARAMS = Path("demo/params.yaml")
+OUTPUT = Path("data/demo")
 SPLITS = ("train", "test")
 
 
@@ -37,8 +38,8 @@ def photo(seed: int, split: str, number: int) -> tuple[bytes, list[tuple[str, Bo
 
 
 def main() -> None:
-    params = YAML(typ="safe").load(HERE / "params.yaml")["world"]
-    photos = HERE / "photos"
+    params = YAML(typ="safe").load(PARAMS)["world"]
+    photos = OUTPUT / "photos"
     shutil.rmtree(photos, ignore_errors=True)
     rows, boxes = [], []
     with ProcessPoolExecutor() as pool:
@@ -53,14 +54,14 @@ def main() -> None:
                 boxes += [[image_id, name, *box] for name, box in objects]
                 rows.append([image_id, *(int(name in names) for name in CLASSES)])
             print(f"world: {params[split]} {split} photographs", flush=True)
-    (HERE / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    (OUTPUT / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     write_csv("ground_truth.csv", ["image_id", *CLASSES], rows)
     write_csv("objects.csv", ["image_id", "class", "x0", "y0", "x1", "y1"], boxes)
 
 
 def write_csv(name: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Write a table into the demo's folder."""
-    with (HERE / name).open("w", newline="") as file:
+    """Write a table beside the photographs."""
+    with (OUTPUT / name).open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
