@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 
 from demo import scenes, shapes, teacher, world
 from demo.shapes import CLASSES, MASK, PLAIN, POLYSEMOUS, SHAPES, SIDE, masks
+from experiments.clone import edit_params
+from stages.command.deps import ROOT
 
 
 def test_every_shape_has_a_silhouette_of_its_own():
@@ -102,3 +108,22 @@ def test_packing_the_vocabulary_does_not_change_what_a_word_means():
     texts = model.encode_text(tokenizer(["a star", "the big tree"]), normalize=True)
     assert texts.shape == (2, 64)
     assert (texts[0] @ texts[1]).item() < 0.999
+
+
+@pytest.mark.slow
+def test_the_stages_of_the_demo_read_their_parameters_and_leave_what_the_pipeline_reads(tmp_path):
+    shutil.copytree(ROOT / "demo", tmp_path / "demo")
+    changes = {
+        "world.train": 2,
+        "world.test": 1,
+        "teacher.pairs": 128,
+        "teacher.cycles": [{"epochs": 1, "lr": 1e-3, "zoom": [0.8, 1.1], "blur": 0.5}],
+        "teacher.gate": 0.0,
+    }
+    edit_params(tmp_path / "demo/params.yaml", changes)
+    for stage in ("world", "teacher"):
+        subprocess.run([sys.executable, "-m", f"demo.{stage}"], cwd=tmp_path, check=True)
+    stages = YAML(typ="safe").load(ROOT / "demo/dvc.yaml")["stages"]
+    for out in [out for entry in stages.values() for out in entry["outs"]]:
+        assert (tmp_path / out).exists(), out
+    assert len(list(tmp_path.glob("data/demo/photos/*/*.jpg"))) == 3
