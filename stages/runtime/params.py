@@ -6,7 +6,6 @@ stage is given what stands in the file, which DVC compares by its value.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,18 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 NONE = "data/none"  # DVC wants every dependency to exist: this one stands for "no such file"
 
 MADE_HERE = {("data", "classifier"), ("data", "warmup")}
-
 OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
     ("convnext_tiny", "convnext_small", "convnext_base"), 32
 )
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
 Count = Annotated[int, Field(ge=1)]
 TowerPrecision = Literal["float32", "bfloat16", "float16"]
 Side = Annotated[int, Field(ge=32, le=8192)]
-
-
 Arch = Literal[
     "teacher_tower", "resnet18", "resnet34", "resnet50", "resnet101", "convnext_tiny",
     "convnext_small", "convnext_base", "vit_b_16", "vit_b_32",
@@ -92,7 +90,7 @@ class Student(Section):
 
     @model_validator(mode="after")
     def _weights_fit(self) -> Self:
-        if (self.weights == "teacher") and (self.arch != "teacher_tower"):
+        if self.weights == "teacher" and self.arch != "teacher_tower":
             raise ValueError(f"`weights: teacher` wants `arch: teacher_tower`, not {self.arch}")
         if self.weights.startswith("IMAGENET") and self.arch == "teacher_tower":
             raise ValueError("`arch: teacher_tower` has no ImageNet weights; use `teacher`")
@@ -104,16 +102,17 @@ class Student(Section):
             raise ValueError(
                 f"`input_size` of {self.arch} is no multiple of its patch, {self.output_stride}"
             )
-        if self.input_size < 2 * self.output_stride:
-            raise ValueError(
-                f"`input_size` must be twice `output_stride`: {2 * self.output_stride}"
-            )
+        least = 2 * self.output_stride
+        if self.input_size < least:
+            raise ValueError(f"`input_size` must be twice `output_stride`: {least}")
         if (self.weights in ("checkpoint", "classifier")) != (self.checkpoint != NONE):
             raise ValueError(
                 f"`weights: checkpoint` or `classifier` and a `checkpoint` other than {NONE} go "
                 "together"
             )
-        if self.weights == "classifier" and Path(self.checkpoint).parts[:2] in MADE_HERE:
+        if self.weights == "classifier" and self.checkpoint.startswith(
+            ("data/classifier", "data/warmup")
+        ):
             raise ValueError(
                 f"`checkpoint`: {self.checkpoint} is made by the pipeline itself: copy it elsewhere"
             )
@@ -234,15 +233,9 @@ class Train(Section):
     epochs: Annotated[int, Field(ge=0)]
     consistency: Annotated[float, Field(ge=0)]
     average: Annotated[float, Field(ge=0, lt=1)]
-    jitter: Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
+    jitter: tuple[Strength, Strength, Strength, Hue]  # as torchvision takes them
     stop: Literal["first_local_minimum", "published", "last_epoch"]
     stop_positive: Share
-
-    @model_validator(mode="after")
-    def _jitter_is_what_torchvision_takes(self) -> Self:
-        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise ValueError("`jitter` must not be negative, and its hue not above 0.5")
-        return self
 
 
 class Report(Section):
