@@ -159,3 +159,9 @@ def test_packages_hold_nothing_but_a_docstring():
         body = ast.parse(path.read_text()).body
         assert len(body) == 1, path
         assert isinstance(body[0], ast.Expr), path
+
+
+def test_no_stage_is_over_200_lines_and_no_file_over_300():
+    for path in ROOT.glob("stages/**/*.py"):
+        most = 200 if path.stem in STAGES and path.parent.name == "stages" else 300
+        assert len(path.read_text().splitlines()) <= most, path
