@@ -141,6 +141,11 @@ def test_a_wrong_value_is_named_with_its_place(tmp_path, change, expected):
     assert "params.yaml: " in message
 
 
+def test_a_classifier_whose_folder_only_begins_like_a_made_one_is_taken(tmp_path):
+    changes = {"student__weights": "classifier", "student__checkpoint": "data/classifier_of_may"}
+    assert load(written(tmp_path, **changes)).student.checkpoint == "data/classifier_of_may"
+
+
 def test_a_number_in_scientific_notation_is_a_number(tmp_path):
     text = (ROOT / "params.yaml").read_text().replace("lr: 6.0e-4", "lr: 6e-4")
     assert load(written(tmp_path, text)).optimiser.lr == 6e-4

@@ -6,6 +6,8 @@ by split: `image_id` and a column a class, 0, 1, or NaN where a pair is not judg
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_curve
@@ -44,9 +46,8 @@ def values_of(table: pd.DataFrame) -> Floats:
 
 def align(scores: pd.DataFrame, truth: pd.DataFrame) -> tuple[Floats, Floats]:
     """What is known (0, 1, or NaN) and the scores of those images, (images, classes) each."""
-    return values_of(truth), values_of(
-        scores.set_index("image_id").loc[truth["image_id"]].reset_index()
-    )
+    of_images = scores.set_index("image_id").loc[truth["image_id"]]
+    return values_of(truth), of_images.to_numpy(np.float32)
 
 
 def ladder(scores: Tables, judged: Tables) -> pd.DataFrame:
@@ -72,15 +73,13 @@ def metrics(rungs: pd.DataFrame, judged: Tables, diagnosed: Diagnostics) -> Metr
     of = rungs.set_index("rung")[["mAP", "micro_AP"]].astype(float)
     figures: Metrics = {"labelled_images": {split: len(truth) for split, truth in judged.items()}}
     if len(judged["test"]):
-        for key, rung, figure in (
-            ("mAP", "student", "mAP"),
-            ("micro_AP", "student", "micro_AP"),
-            ("teacher_mAP", "teacher", "mAP"),
-            ("warmup_mAP", "warmup", "mAP"),
-        ):
-            value = float(of[figure][rung])
-            if not np.isnan(value):
-                figures[key] = value  # type: ignore[literal-required]
+        of_test = {
+            "mAP": float(of["mAP"]["student"]),
+            "micro_AP": float(of["micro_AP"]["student"]),
+            "teacher_mAP": float(of["mAP"]["teacher"]),
+            "warmup_mAP": float(of["mAP"]["warmup"]),
+        }
+        figures |= cast(Metrics, {k: value for k, value in of_test.items() if not np.isnan(value)})
         absent = np.nansum(values_of(judged["test"]), axis=0) == 0
         figures["classes_without_a_positive"] = int(absent.sum())
     if len(judged["train"]):

@@ -6,6 +6,7 @@ stage is given what stands in the file, which DVC compares by its value.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -110,9 +111,7 @@ class Student(Section):
                 f"`weights: checkpoint` or `classifier` and a `checkpoint` other than {NONE} go "
                 "together"
             )
-        if self.weights == "classifier" and self.checkpoint.startswith(
-            ("data/classifier", "data/warmup")
-        ):
+        if self.weights == "classifier" and Path(self.checkpoint).parts[:2] in MADE_HERE:
             raise ValueError(
                 f"`checkpoint`: {self.checkpoint} is made by the pipeline itself: copy it elsewhere"
             )

@@ -21,7 +21,7 @@ def read_index(columns: list[str] | None = None) -> tuple[pd.DataFrame, str]:
 
 def index_digest(index: pd.DataFrame) -> str:
     """Digest of what the rows of everything else stand for: ids, splits, status and content."""
-    rows = index[["image_id", "split", "status", "sha256"]]
+    rows = index[ID_COLUMNS]
     digest = hashlib.sha256()
     for part in parts_of(len(rows)):
         text = rows[part].to_csv(index=False, header=not part.start, lineterminator="\n")

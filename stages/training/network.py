@@ -31,7 +31,7 @@ def build_optimiser(
 
 def build_ema(student: Student, decay: float) -> AveragedModel:
     """A running mean of the student's weights and statistics, which begins as its copy."""
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch left it untyped
     ema = AveragedModel(student, multi_avg_fn=average, use_buffers=True).eval()
     ema.n_averaged.fill_(1)  # it is a copy: the first step counts by the decay too
     return ema
