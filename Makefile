@@ -58,7 +58,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 	pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# a tree without git, as from a source archive: tell DVC, which otherwise refuses
+# a tree without git, as from a source archive: tell DVC, which otherwise refuses. Where git fails
+# for another reason, as over who owns the folder, it says so itself
 .dvc/config.local:
-	@git rev-parse --git-dir > /dev/null 2>&1 && touch $@ \
-	  || printf '[core]\n    no_scm = true\n' > $@
+	@if said=$$(LC_ALL=C git rev-parse --git-dir 2>&1); then touch $@; \
+	  elif [ -e .git ]; then echo "$$said"; exit 1; \
+	  else printf '[core]\n    no_scm = true\n' > $@; fi

@@ -14,6 +14,7 @@ from PIL import Image
 from demo.scenes import draw_photo
 from stages.images.decode import inspect
 from stages.models.weights import TeacherNote, save_weights
+from stages.storage.provenance import write_sums
 
 SIZES = ((500, 375), (375, 500), (500, 333), (500, 375), (333, 500))
 
@@ -44,6 +45,7 @@ def write_teacher(folder: Path, model: str) -> None:
     }
     save_weights(folder / "open_clip_model.safetensors", made.state_dict(), TeacherNote())
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    write_sums(folder)
 
 
 def boxes_of(photos: pd.DataFrame, each: int) -> pd.DataFrame:

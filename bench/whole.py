@@ -115,7 +115,7 @@ def resume(folder: Path) -> Iterator[Row]:
     """Row g: what a run computes again after a kill when half of its blocks were done."""
     root = folder / "resume"
     lay_out(root, 4000)
-    for stage in ("index", "weights"):
+    for stage in ("check", "index", "weights"):
         run_stage(root, stage)
     blocks = 40
     environment = os.environ | QUIET | {"CCD_BLOCK": str(4000 // blocks)}
@@ -142,7 +142,7 @@ def ranks(folder: Path, rounds: int) -> Iterator[Row]:
     """Row h: two ranks of one thread against one of two threads, starting them included."""
     root = folder / "ranks"
     lay_out(root, 20000)
-    for stage in ("index", "weights"):
+    for stage in ("check", "index", "weights"):
         run_stage(root, stage)
     ratios = []
     for _ in range(rounds):

@@ -1,5 +1,6 @@
 """The pipeline, in the order of the data; `dvc.yaml` says what each stage reads and writes.
 
+    check: before whatever reads the user's files
     source ── index ────┬─ global_clip ─┬─ bias ─ warmup ─ cam_boxes ─ local_clip ─ fuse_labels
     weights ────────────┤               │                                              │
     class_text ─────────┴───────────────┘                                              │
@@ -13,3 +14,10 @@ paper's formulas), `models/`, `images/`, `training/`, `sources/` (data sets), `s
 artifacts are written), `page/` (the report's). `command/` is for people: the `ccd` command.
 docs/architecture.md is the map.
 """
+
+import signal
+import sys
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # a stage imports for seconds before it begins: until `main` takes over, Ctrl-C just ends it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -14,13 +14,16 @@ from stages.storage.tables import Table
 ID = {"image_id": "string"}
 VIEW = ID | {"class": "string", "rank": "int32"}
 
+CHECKED = Path("data/checked")
 INDEX = Table(
     Path("data/index.parquet"),
     "ccd.index/1",
     ID | {"path": "string", "split": "string", "width": "int32", "height": "int32"}
     | {"sha256": "string", "status": "string", "error": "string"},
 )  # fmt: skip
-GROUND_TRUTH = Table(Path("data/ground_truth.parquet"), "ccd.ground_truth/1", ID, per_class=True)
+GROUND_TRUTH = Table(
+    Path("data/ground_truth.parquet"), "ccd.ground_truth/1", ID, per_class=True, gaps=True
+)
 BIAS = Table(
     Path("data/bias.parquet"),
     "ccd.bias/2",
@@ -41,6 +44,7 @@ CAM_BOXES = Table(
     # edges in pixels of the upright original, and of the square that the student saw
     VIEW | {"score": "float32"} | dict.fromkeys(("x0", "y0", "x1", "y1"), "int32")
     | dict.fromkeys(("u0", "v0", "u1", "v1"), "int32"),
+    gaps=True,  # views that no class asked for have no score
 )  # fmt: skip
 LOCAL_SCORES = Table(Path("data/local_scores.parquet"), "ccd.view_scores/1", VIEW, per_class=True)
 LOCAL_LABELS = Table(Path("data/local_labels.parquet"), "ccd.labels/1", ID, per_class=True)
@@ -51,7 +55,10 @@ CLASS_TEXT = Store(
     Path("data/class_text.zarr"), "ccd.class_text/1", {"embedding": ("class", "dim")}
 )
 GLOBAL_CLIP = Store(
-    Path("data/global_clip.zarr"), "ccd.global_clip/1", {"embedding": ("image", "dim")}
+    Path("data/global_clip.zarr"),
+    "ccd.global_clip/1",
+    {"embedding": ("image", "dim")},
+    gaps=True,
 )
 CAM_MAPS = Store(Path("data/cam_maps.zarr"), "ccd.cam_maps/1", {"map": ("view", "y", "x")})
 LOCAL_CLIP = Store(Path("data/local_clip.zarr"), "ccd.local_clip/1", {"embedding": ("view", "dim")})

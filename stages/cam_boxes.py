@@ -21,7 +21,7 @@ from stages.images.prefetch import load_global_views, split_batches
 from stages.method.cam import boxes_of_maps, scale_to_unit, scaled_side
 from stages.method.views import (
     above_class_mean,
-    candidate_threshold,
+    best_candidates,
     candidates,
     expand_box,
     grid_boxes,
@@ -31,6 +31,7 @@ from stages.method.views import (
 )
 from stages.models.device import block_size, device, move
 from stages.models.student import Student, logits_of, maps_at_scales
+from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
 from stages.runtime.params import CamBoxes, Params
 from stages.runtime.progress import say
@@ -93,7 +94,9 @@ def look(job: Job, student: Student, rows: pd.DataFrame, settings: CamBoxes) -> 
             scores = torch.cat(logits).sigmoid()
             yield {"maps": torch.cat(of_block).cpu().numpy(), "scores": scores.cpu().numpy()}
 
-    return in_blocks(job, len(rows), block_size(where), "images", maps)
+    return in_blocks(
+        job, len(rows), block_size(where), "images", maps, rows["image_id"].iloc.__getitem__
+    )
 
 
 def choose(
@@ -101,6 +104,12 @@ def choose(
 ) -> Booleans:
     """Which classes (images, classes) get a local view."""
     scores = np.concatenate(list(seen.of("scores")))
+    if len(scores) > 1 and not np.ptp(scores, axis=0).any():
+        raise UserError(
+            f"{WARMUP_STUDENT}: the student says the same of every image, so there is nothing to "
+            "look for: train it longer (warmup.epochs, or more photographs) or with another "
+            "optimiser.lr in params.yaml, and see that student.weights are what you think"
+        )
     if settings.selection == "fixed":
         return candidates(scores, settings.threshold)
     if settings.selection == "search":
@@ -110,7 +119,7 @@ def choose(
         return candidates(scores, threshold)
     if settings.margin == "class_mean":
         scores = above_class_mean(scores)
-    return candidates(scores, candidate_threshold(scores, settings.mean_views))
+    return best_candidates(scores, settings.mean_views)
 
 
 def augmented_scores(student: Student, rows: pd.DataFrame, seed: int) -> Iterator[Floats]:

@@ -43,7 +43,15 @@ from stages.runtime.progress import say
 from stages.runtime.resume import in_blocks
 from stages.runtime.types import Arrays
 from stages.storage.index import read_index, usable
-from stages.storage.tables import class_columns, class_table, read_table, write_table
+from stages.storage.provenance import write_sums
+from stages.storage.tables import (
+    class_columns,
+    class_table,
+    read_csv,
+    read_table,
+    write_csv,
+    write_table,
+)
 
 
 def run(params: Params, job: Job) -> None:
@@ -78,7 +86,8 @@ def run(params: Params, job: Job) -> None:
         "precision_recall": evaluation.precision_recall(scores, judged["test"]),
         "training": training_history(),
     }.items():
-        table.to_csv(results / f"{name}.csv", index=False, lineterminator="\n")
+        write_csv(results / f"{name}.csv", table)
+    write_sums(results)
     if "mAP" in metrics:
         say(f"evaluate: mAP {metrics['mAP']:.1f}, the teacher's own {metrics['teacher_mAP']:.1f}")
     else:
@@ -109,7 +118,8 @@ def predictions(
                     of_block[key].append(student.scores(some))
             yield {key: torch.cat(parts).cpu().numpy() for key, parts in of_block.items()}
 
-    scored = in_blocks(job, len(rows), block_size(where), "images", score)
+    called = rows["image_id"].iloc.__getitem__
+    scored = in_blocks(job, len(rows), block_size(where), "images", score, called)
     return {
         key: class_table(rows[["image_id"]], np.concatenate(list(scored.of(key))), classes)
         for key in students
@@ -124,7 +134,7 @@ def labelled(rows: pd.DataFrame, truth: pd.DataFrame, split: str) -> pd.DataFram
 
 def training_history() -> pd.DataFrame:
     """Both histories in one table, the epochs counted on."""
-    warmup, train = pd.read_csv(WARMUP_HISTORY), pd.read_csv(TRAIN_HISTORY)
+    warmup, train = read_csv(WARMUP_HISTORY), read_csv(TRAIN_HISTORY)
     warmup["stage"], train["stage"], warmup["kept"] = "warmup", "train", 0
     train["epoch"] += len(warmup)
     columns = ["epoch", "stage", "label_loss", "consistency_loss", "train_mAP", "exact_mAP", "kept"]

@@ -39,7 +39,8 @@ def run(params: Params, job: Job) -> None:
     def embed(blocks: list[range]) -> Iterator[Arrays]:
         return embed_views(partial(whole_image_views, rows), blocks, teacher, rule)
 
-    computed = in_blocks(job, len(rows), block_size(where), "images", embed)
+    called = rows["image_id"].iloc.__getitem__
+    computed = in_blocks(job, len(rows), block_size(where), "images", embed, called)
     provenance: Provenance = {
         "index": digest,
         "teacher": teacher.digest,

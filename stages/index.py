@@ -33,6 +33,8 @@ AHEAD = 1024  # images that wait for a thread: of a great many, not all at once
 def run(params: Params, job: Job) -> None:
     source = params.source
     photos = photographs(source.kind, source.root, source.test_folder)
+    if not photos:
+        raise UserError(f"source.root in params.yaml: {source.root} lists no image")
     parts = []
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -65,8 +67,7 @@ def photographs(kind: str, root: str, test_folder: str) -> list[Photograph]:
     if kind == "folder":
         photos, passed_over = folder.photographs(root, test_folder)
         if passed_over:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(8))
-            say(f"index: passed over as no images: {kinds}")
+            say(f"index: passed over: {folder.in_words(passed_over)}")
         return photos
     if not Path(root).is_dir():
         raise UserError(f"source.root in params.yaml: {root} is no folder")

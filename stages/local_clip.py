@@ -51,7 +51,8 @@ def run(params: Params, job: Job) -> None:
 
     embedding = Rows(0, [np.zeros((0, teacher.dim), np.float32)])
     if len(boxes):
-        computed = in_blocks(job, len(boxes), block_size(where), "views", embed)
+        of_view = boxes["image_id"].iloc.__getitem__
+        computed = in_blocks(job, len(boxes), block_size(where), "views", embed, of_view)
         embedding = Rows(len(boxes), computed.of("embedding"))
     provenance: Provenance = {
         "index": digest,

@@ -34,7 +34,8 @@ from stages.runtime.params import Params
 from stages.runtime.progress import say
 from stages.storage.arrays import read_store
 from stages.storage.index import read_index
-from stages.storage.tables import Table, read_table
+from stages.storage.provenance import check_sums
+from stages.storage.tables import Table, read_csv, read_table
 
 TEMPLATE = Path(__file__).parent / "page/page.html"
 
@@ -46,8 +47,9 @@ def run(params: Params, job: Job) -> None:
         return read_table(of, digest)[0]
 
     def result(name: str) -> pd.DataFrame:
-        return pd.read_csv(RESULTS / f"{name}.csv")
+        return read_csv(RESULTS / f"{name}.csv")
 
+    check_sums(RESULTS, "metrics.json")
     evidence = Evidence(
         index=index,
         bias=table(BIAS),

@@ -28,7 +28,8 @@ from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.progress import say
 from stages.storage.index import read_index, usable
-from stages.storage.tables import class_columns, class_values, read_table
+from stages.storage.provenance import write_sums
+from stages.storage.tables import class_columns, class_values, read_csv, read_table, write_csv
 from stages.training.loop import Recipe, Trainer
 from stages.training.state import History, first_state, read_checkpoint
 
@@ -58,7 +59,7 @@ def run(params: Params, job: Job) -> None:
         params.train.jitter,
         params.train.average,
     )
-    warmed_up = pd.read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()
+    warmed_up = read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()
     state, best = first_state(weights, moments), None
     for state in Trainer(job, student, rows, objective, recipe).states(moments):
         best = kept_epoch(params.train.stop, warmed_up, state.history)
@@ -72,7 +73,8 @@ def run(params: Params, job: Job) -> None:
         state = read_checkpoint(job, kept)
     config = config.model_copy(update={"epoch": kept})
     save_weights(job.staging / STUDENT, state.weights, config)
-    history.to_csv(job.staging / TRAIN_HISTORY, index=False, lineterminator="\n")
+    write_csv(job.staging / TRAIN_HISTORY, history)
+    write_sums((job.staging / TRAIN_HISTORY).parent)
 
 
 def kept_epoch(stop: str, warmed_up: list[float], history: History) -> int | None:

@@ -25,7 +25,8 @@ from stages.models.weights import Note, load_weights, save_weights
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.storage.index import read_index, usable
-from stages.storage.tables import class_columns, class_values, read_table
+from stages.storage.provenance import write_sums
+from stages.storage.tables import class_columns, class_values, read_table, write_csv
 from stages.training.loop import Recipe, Trainer
 from stages.training.state import first_state
 
@@ -62,7 +63,8 @@ def run(params: Params, job: Job) -> None:
     save_weights(job.staging / WARMUP_STUDENT, state.weights, config)
     save_weights(job.staging / WARMUP_OPTIMISER, state.moments, Note(index=digest))
     history = pd.DataFrame(state.history, columns=COLUMNS)
-    history.to_csv(job.staging / WARMUP_HISTORY, index=False, lineterminator="\n")
+    write_csv(job.staging / WARMUP_HISTORY, history)
+    write_sums((job.staging / WARMUP_HISTORY).parent)
 
 
 if __name__ == "__main__":

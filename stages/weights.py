@@ -10,6 +10,7 @@ safetensors with a digest that every later stage checks. Pickles are opened as p
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from stages.images.normalise import IMAGENET_MEAN, IMAGENET_STD
 from stages.models.backbones import BackboneConfig, Tower, build_backbone, published_name
 from stages.models.foreign import keep_tokenizer, load_teacher, read_foreign_weights
 from stages.models.student import StudentConfig
-from stages.models.teacher import WEIGHTS, Preprocess, TeacherConfig
-from stages.models.weights import TeacherNote, load_weights, save_weights
+from stages.models.teacher import WEIGHTS, Preprocess, Teacher, TeacherConfig
+from stages.models.weights import TeacherNote, check_finite, load_weights, save_weights
 from stages.runtime.errors import UserError, reason
 from stages.runtime.job import Job, main
 from stages.runtime.params import NONE, Params
 from stages.runtime.progress import say
+from stages.storage.provenance import write_sums
 
 STUDENT_KEY = "student.checkpoint in params.yaml"
 CLASSIFIER = "student.safetensors"  # in the folder that `train` writes
@@ -44,9 +46,12 @@ def run(params: Params, job: Job) -> None:
     asked = IMAGENET if given.normalisation == "imagenet" else own.preprocess_cfg
     origin = Path(given.checkpoint).name if given.checkpoint != NONE else given.pretrained
     note = TeacherNote(model=given.model, origin=origin)
+    check_finite(model.state_dict(), f"teacher in params.yaml: {origin}")
     save_weights(folder / WEIGHTS, model.state_dict(), note)
     own.model_copy(update={"preprocess_cfg": asked}).write(folder)
     keep_tokenizer(given, own, folder)
+    write_sums(folder)
+    prove(Teacher(folder, "cpu"), origin)
 
     student = params.student
     if student.arch == "teacher_tower" and not isinstance(model.visual, ModifiedResNet):
@@ -66,6 +71,29 @@ def run(params: Params, job: Job) -> None:
     else:
         tensors = first_weights(config, model, student.checkpoint, params.seed)
     save_weights(job.staging / STUDENT_INIT, tensors, config)
+
+
+@torch.inference_mode()
+def prove(teacher: Teacher, origin: str) -> None:
+    """Raise `UserError` unless the teacher tells two pictures, and two texts, apart.
+
+    A broken one would show after days of looking at photographs.
+    """
+    where = f"teacher in params.yaml: {origin}"
+    if not 0 < teacher.temperature < float("inf"):
+        raise UserError(f"{where}: its temperature is {teacher.temperature}")
+    native = teacher.tower.image_size
+    height, width = native if isinstance(native, Iterable) else (native, native)
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 255
+    prompts = ("a photo of a cat", "a diagram of the sea")
+    for what, of_both in (
+        ("pictures", torch.cat([teacher.embed_images(noise), teacher.embed_images(noise * 0)])),
+        ("texts", torch.stack([teacher.embed_class([prompt]) for prompt in prompts])),
+    ):
+        if not bool(torch.isfinite(of_both).all()):
+            raise UserError(f"{where}: its embeddings of {what} are not finite")
+        if torch.equal(of_both[0], of_both[1]):
+            raise UserError(f"{where}: it says the same of all {what}; are these its weights?")
 
 
 def backbone_config(

@@ -83,9 +83,9 @@ def test_an_artifact_of_another_index_is_refused():
 
 
 def test_an_absent_artifact_says_how_to_make_it():
-    with pytest.raises(UserError, match="run `dvc repro data/bias.parquet` first"):
+    with pytest.raises(UserError, match="data/bias.parquet is not there: run `dvc repro` first"):
         read_table(BIAS)
-    with pytest.raises(UserError, match=r"run `dvc repro data/global_clip.zarr` first"):
+    with pytest.raises(UserError, match=r"clip.zarr is not there: run `dvc repro` first"):
         read_store(GLOBAL_CLIP)
 
 

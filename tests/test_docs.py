@@ -34,6 +34,8 @@ def test_the_readme_names_every_stage_and_what_it_writes():
     assert set(STAGES) <= set(table)
     for stage, entry in STAGES.items():
         for out in entry.get("outs", []):
+            if isinstance(out, dict):  # in git, beside the metrics
+                continue
             name = PurePosixPath(out).relative_to("data").parts[0].removesuffix(".parquet")
             assert f"`{name}" in table[stage], f"{stage} writes {out}"
 

@@ -32,9 +32,8 @@ from stages.method.objective import consistency_loss, label_loss
 from stages.method.similarity import class_probabilities, class_probabilities_in_half
 from stages.method.stopping import first_local_minimum
 from stages.method.views import (
+    best_candidates,
     box_in_pixels,
-    candidate_threshold,
-    candidates,
     expand_box,
 )
 
@@ -135,12 +134,16 @@ def test_a_normalised_entropy_limit_counts_in_uniform_guesses(limit, classes):
     arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 5)), elements=unit),
     st.floats(0.1, 9),
 )
-def test_the_threshold_gives_as_many_views_as_asked_but_for_ties(scores, mean):
-    t = candidate_threshold(scores, mean)
+def test_as_many_views_as_asked_go_to_the_best_scores_whatever_ties(scores, mean):
+    chosen = best_candidates(scores, mean)
     wanted = min(max(round(len(scores) * mean), 1), scores.size)
-    assert t == np.float32(sorted(scores.ravel().tolist(), reverse=True)[wanted - 1])
-    assert candidates(scores, t).sum() >= wanted
-    assert (scores > t).sum() < wanted
+    assert chosen.sum() == wanted
+    assert sorted(scores[chosen]) == sorted(scores.ravel())[scores.size - wanted :]
+
+
+def test_where_all_scores_tie_every_image_gets_as_many_views():
+    chosen = best_candidates(np.ones((6, 20), np.float32), 5)
+    assert chosen.sum(axis=1).tolist() == [5] * 6
 
 
 @given(

@@ -29,7 +29,7 @@ from tests import published_script as script
 from tests.conftest import MINI_CLASSES, Project, lay_out, write_tiny_teacher
 
 STAGES = (
-    "index", "weights", "class_text", "global_clip", "bias", "warmup", "cam_boxes", "local_clip",
+    "check", "index", "weights", "class_text", "global_clip", "bias", "warmup", "cam_boxes", "local_clip",
     "fuse_labels", "train",
 )  # fmt: skip
 GLOBAL, SIDE, TRAINED, FACTOR, LIMIT = 64, 96, 64, 20.0, 1.2

@@ -63,7 +63,8 @@ def work(project: Project, stage: str) -> dict[Path, int]:
 def pieces_done(project: Project, stage: str) -> int:
     """Finished blocks, or the number of the last finished epoch; only two of those are kept."""
     files = pieces(project, stage)
-    return max((int(f.stem) for f in files), default=0) if stage in EPOCHS else len(files)
+    epochs = (int(file.name.partition(".")[0]) for file in files)
+    return max(epochs, default=0) if stage in EPOCHS else len(files)
 
 
 def halt_at_work(project: Project, stage: str, least: int, process: subprocess.Popen[str]) -> None:

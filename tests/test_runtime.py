@@ -18,7 +18,10 @@ from tests.conftest import Project, as_ordinary_processes
 from tests.test_resume import SMALL, end_group, halt_at_work, start, work
 
 STAGES = list(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
-RUNTIME = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("stages/runtime/*.py"))
+RUNTIME = [
+    "stages/__init__.py",
+    *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("stages/runtime/*.py")),
+]
 
 
 def changed(project: Project) -> set[str]:

@@ -35,7 +35,7 @@ def test_images_are_found_in_any_tree_sorted_and_split(tmp_path):
     ):
         put(tmp_path / name)
     found, others = photographs(str(tmp_path), "test/")
-    assert others == {".txt": 1}
+    assert others == {".txt": 1, "hidden": 1}
     assert [(p.image_id, p.split) for p in found] == [
         ("a/x.jpeg", "train"),
         ("b.PNG", "train"),

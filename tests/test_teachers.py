@@ -33,6 +33,7 @@ from stages.models.teacher import (
 )
 from stages.models.weights import TeacherNote, save_weights
 from stages.runtime.errors import UserError
+from stages.storage.provenance import write_sums
 from stages.weights import first_weights
 from tests import published_script as script
 from tests.conftest import TINY_CLIP, Project
@@ -102,6 +103,7 @@ def write_local_dir(folder: Path, config: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
     save_weights(folder / "open_clip_model.safetensors", model.state_dict(), TeacherNote())
+    write_sums(folder)
     return model
 
 
@@ -407,6 +409,7 @@ def test_a_tokenizer_from_elsewhere_is_kept_beside_the_weights(tmp_path: Path):
     save_weights(folder / "open_clip_model.safetensors", model.state_dict(), TeacherNote())
     loaded.write(folder)
     keep_tokenizer(wanted, loaded, folder)
+    write_sums(folder)
     teacher = Teacher(folder, "cpu")
     one, two = teacher.embed_class(["a photo of a cat"]), teacher.embed_class(["a cat"])
     assert not torch.allclose(one, two)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, clean
 
 app = typer.Typer(
     help="Annotation-free multi-label image classification. `dvc repro` runs the pipeline.",
@@ -62,6 +62,9 @@ def predict(
     student: Annotated[
         Path, typer.Option(help="The classifier's weights; their .json lies beside them.")
     ] = Path("data/classifier/student.safetensors"),
+    max_pixels: Annotated[
+        int, typer.Option(help="An image with more is not looked at, for want of memory.")
+    ] = 100_000_000,
 ) -> None:
     """Name what is on images, with the trained student alone."""
     form = form or _format_of(output)
@@ -71,7 +74,7 @@ def predict(
         from stages.command.predict import images_in
         from stages.command.predict import predict as predict_images
 
-        table = predict_images(images_in(paths), student)
+        table = predict_images(images_in(paths), student, max_pixels)
     except UserError as error:
         _fail(str(error))
     except OSError as error:
@@ -81,7 +84,7 @@ def predict(
         if form is Format.parquet and output is not None:
             table.to_parquet(output, index=False)
         else:
-            text = _as_json(table) if form is Format.json else table.to_csv(index=False)
+            text = _as_json(table) if form is Format.json else _as_csv(table)
             if output is None:
                 sys.stdout.write(text)
             else:
@@ -89,7 +92,7 @@ def predict(
     except OSError as error:
         _fail(f"{output}: {error.strerror}")
     for row in table[failed].itertuples():
-        typer.echo(f"ccd: {row.image}: {row.status} ({row.error})", err=True)
+        typer.echo(clean(f"ccd: {row.image}: {row.status} ({row.error})"), err=True)
     raise typer.Exit(int(failed.any()))
 
 
@@ -137,16 +140,16 @@ def fetch(
 @app.command()
 def ladder() -> None:
     """Show the last evaluation: every label and classifier, from the teacher to the student."""
-    import pandas as pd
     from rich.console import Console
     from rich.table import Table
 
     from stages.artifacts import REPORT, RESULTS
+    from stages.storage.tables import read_csv
 
-    path = RESULTS / "ladder.csv"
-    if not path.exists():
-        _fail(f"{path} is not there: run `dvc repro` first")
-    rungs = pd.read_csv(path)
+    try:
+        rungs = read_csv(RESULTS / "ladder.csv")
+    except UserError as error:
+        _fail(str(error))
     table = Table("judged on", "images", "what", "mAP", "micro-AP", box=None)
     for rung in rungs.to_dict("records"):
         figures = [
@@ -164,6 +167,19 @@ def _format_of(output: Path | None) -> Format:
     if suffix not in list(Format):
         _fail(f"{output}: give --format, or a name that ends in .json, .csv or .parquet", code=2)
     return Format(suffix)
+
+
+def _as_csv(table: Any) -> str:
+    """CSV in which no cell of text is a formula for a spreadsheet."""
+    from stages.sources.photograph import is_formula
+
+    def safe(text: str, front: str = "'") -> str:
+        return f"{front}{text}" if is_formula(text) else text
+
+    table = table.rename(columns=safe)
+    table["image"] = [safe(path, front="./") for path in table["image"]]  # the same path
+    table["error"] = [safe(error) for error in table["error"]]
+    return str(table.to_csv(index=False))
 
 
 def _as_json(table: object) -> str:
@@ -187,7 +203,7 @@ def _as_json(table: object) -> str:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(f"ccd: {message}", err=True)
+    typer.echo(clean(f"ccd: {message}"), err=True)
     raise typer.Exit(code)
 
 

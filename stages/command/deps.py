@@ -54,6 +54,7 @@ def imported_files(path: Path) -> set[Path]:
         parts = name.split(".")
         names |= {".".join(parts[:n]) for n in range(1, len(parts))}
     files = {file for name in names if (file := _file_of(name))}
+    files.discard(ROOT / "stages/__init__.py")  # as little a dependency as what is in `runtime/`
     return {file for file in files if file.name != "__init__.py" or not _only_a_docstring(file)}
 
 

@@ -11,16 +11,16 @@ import pandas as pd
 from torch import Tensor
 
 from stages.images.crops import DETAIL, squash, stack_views
-from stages.images.decode import BadImage, decode
+from stages.images.decode import BadImage, decode, read_regular
 from stages.images.prefetch import split_batches
 from stages.models.device import device
 from stages.models.student import Student
 from stages.runtime.errors import UserError
-from stages.runtime.progress import meter
-from stages.sources.folder import photographs
+from stages.runtime.progress import meter, warn
+from stages.sources.folder import in_words, photographs
 from stages.sources.photograph import Photograph, printable
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 100_000_000  # as `source.max_pixels` is by default
 
 
 def images_in(paths: Iterable[Path]) -> list[Photograph]:
@@ -28,7 +28,9 @@ def images_in(paths: Iterable[Path]) -> list[Photograph]:
     photos = []
     for path in paths:
         if path.is_dir():
-            below, _ = photographs(str(path), "", key="ccd predict")
+            below, others = photographs(str(path), "", key="ccd predict")
+            if others:
+                warn(f"ccd predict: passed over in {path}: {in_words(others)}")
             photos += [photo._replace(image_id=photo.path) for photo in below]
         elif path.exists():
             photos.append(Photograph(printable(os.fsencode(path)), str(path), "", ""))
@@ -37,7 +39,7 @@ def images_in(paths: Iterable[Path]) -> list[Photograph]:
     return photos
 
 
-def predict(images: list[Photograph], weights: Path) -> pd.DataFrame:
+def predict(images: list[Photograph], weights: Path, max_pixels: int = MAX_PIXELS) -> pd.DataFrame:
     """One row an image: `image`, `status`, `error`, and a probability for each class.
 
     An image that cannot be used has a status other than ok, the reason, and no probabilities.
@@ -51,7 +53,7 @@ def predict(images: list[Photograph], weights: Path) -> pd.DataFrame:
             views = {}
             for row in rows:
                 try:
-                    views[row] = read_view(images[row], size)
+                    views[row] = read_view(images[row], size, max_pixels)
                 except BadImage as bad:
                     states[row] = (bad.status, str(bad))
             if views:
@@ -63,12 +65,12 @@ def predict(images: list[Photograph], weights: Path) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
 
 
-def read_view(photo: Photograph, size: int) -> Tensor:
+def read_view(photo: Photograph, size: int, max_pixels: int) -> Tensor:
     """The whole image squashed to a square; raises `BadImage`."""
     if photo.error:
         raise BadImage("bad_name", photo.error)
     try:
-        content = Path(photo.path).read_bytes()
+        content = read_regular(Path(photo.path))
     except OSError as error:
         raise BadImage("unreadable", error.strerror or str(error)) from None
-    return squash(decode(content, MAX_PIXELS, enough=DETAIL * size), size)
+    return squash(decode(content, max_pixels, enough=DETAIL * size), size)

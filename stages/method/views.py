@@ -11,14 +11,23 @@ from stages.runtime.types import Booleans, Floats, Integers
 Box = tuple[float, float, float, float]
 
 
-def candidate_threshold(scores: Floats, mean_views: float) -> float:
-    """The threshold at which an image has `mean_views` candidate classes on average.
+def best_candidates(scores: Floats, mean_views: float) -> Booleans:
+    """(images, classes): True for the images x mean_views largest of all scores.
 
-    It is the (images x mean_views)-th largest of all scores (images, classes), so that a score
-    equal to it is a candidate; with `mean_views` above the number of classes, the smallest score.
+    With `mean_views` above the number of classes that is all of them. Of scores that tie with the
+    smallest of those (a saturated sigmoid's may be many) those come first that are best in their
+    image, so that no image gets all the views, then those of earlier images.
     """
     wanted = min(max(round(len(scores) * mean_views), 1), scores.size)
-    return float(np.partition(scores, scores.size - wanted, axis=None)[scores.size - wanted])
+    least = np.partition(scores, scores.size - wanted, axis=None)[scores.size - wanted]
+    chosen = candidates(scores, float(least))
+    surplus = int(chosen.sum()) - wanted
+    if surplus:
+        image, c, rank = rank_candidates(scores, chosen)
+        tied = np.flatnonzero(scores[image, c] == least)
+        last = tied[np.argsort(rank[tied], kind="stable")][-surplus:]
+        chosen[image[last], c[last]] = False
+    return chosen
 
 
 def candidates(scores: Floats, threshold: float) -> Booleans:

@@ -5,6 +5,7 @@ And a teacher made of them: an open_clip model, from a published tag, a file or 
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
 import zipfile
@@ -19,7 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.models.teacher import CONFIG, WEIGHTS, ModelShape, Preprocess, TeacherConfig
+from stages.models.teacher import (
+    CONFIG,
+    WEIGHTS,
+    ModelShape,
+    Preprocess,
+    TeacherConfig,
+    empty_model,
+)
 from stages.runtime.errors import UserError, reason
 from stages.runtime.params import NONE
 from stages.runtime.params import Teacher as TeacherParams
@@ -27,6 +35,12 @@ from stages.runtime.progress import say
 from stages.storage.provenance import file_digest
 
 KEY = "teacher.checkpoint in params.yaml"
+USUAL_NAMES = (
+    WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth",
+    "model.pth",
+)  # fmt: skip
+POSITION_IDS = "text.transformer.embeddings.position_ids"
 # what OpenAI's archives hold beside the weights
 EXTRA = ("input_resolution", "context_length", "vocab_size")
 
@@ -51,10 +65,14 @@ def read_foreign_weights(path: Path, key: str) -> dict[str, Tensor]:
         raise UserError(f"{key}: {path} is no safetensors file ({error})") from None
     except UserError:
         raise
-    except Exception as error:  # the unpickler and the zip reader have their own
+    except pickle.UnpicklingError:  # torch's own words tell how to switch the protection off
         raise UserError(
             f"{key}: {path} cannot be loaded as plain weights, which is the only way a file is "
-            f"opened here: {reason(error)}"
+            "opened here: it is damaged, or holds more than tensors, which may be code"
+        ) from None
+    except Exception as error:  # the zip reader and torch's storages have their own
+        raise UserError(
+            f"{key}: {path} cannot be loaded as plain weights: {reason(error)}"
         ) from None
     tensors = content.get("state_dict", content) if isinstance(content, dict) else None
     if not (isinstance(tensors, dict) and tensors) or not all(
@@ -132,12 +150,26 @@ def load_teacher(given: TeacherParams) -> tuple[Any, TeacherConfig]:
 def _from_folder(folder: Path, sha256: str) -> tuple[Any, TeacherConfig]:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{KEY}: {folder} holds no {CONFIG}, which `model: local-dir` wants")
-    if sha256 != "none":
-        check_digest(folder / WEIGHTS, sha256, KEY)
-    model = _created(f"local-dir:{folder}", str(folder))
     config = TeacherConfig.read(folder)
+    path = _weights_in(folder)
+    if sha256 != "none":
+        check_digest(path, sha256, KEY)
+    model = _created(f"local-dir:{folder}", str(folder))
+    _load(model, read_foreign_weights(path, KEY), path, str(folder / CONFIG))
     preprocess = Preprocess.model_validate(open_clip.get_model_preprocess_cfg(model))
     return model, config.model_copy(update={"preprocess_cfg": preprocess})
+
+
+def _weights_in(folder: Path) -> Path:
+    """The weights file of a local-dir: the one with a usual name, or the only one."""
+    named = [folder / name for name in USUAL_NAMES if (folder / name).is_file()]
+    others = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".pth"))
+    if named or len(others) == 1:
+        return (named or others)[0]
+    raise UserError(
+        f"{KEY}: {folder} holds no weights by the name of {WEIGHTS}, but "
+        + (", ".join(sorted(file.name for file in folder.iterdir())[:10]))
+    )
 
 
 def _of_tag(name: str, tag: str, shape: ModelShape) -> tuple[Path, Preprocess]:
@@ -174,17 +206,24 @@ def _from_file(path: Path, given: TeacherParams, shape: ModelShape) -> Any:
     else:
         tensors = read_foreign_weights(path, KEY)
     model = _created(given.model, given.model)
+    _load(model, tensors, path, given.model)
+    return model
+
+
+def _load(model: Any, tensors: dict[str, Tensor], path: Path, name: str) -> None:
+    """Load a file's tensors: each of the model's has to be among them, and no other."""
     tensors = convert_state_dict(model, {name: value.float() for name, value in tensors.items()})
     if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
         tensors = convert_to_custom_text_state_dict(tensors)
-    for name, value in model.state_dict().items():  # a single number may be kept as one of a list
-        if name in tensors and value.numel() == tensors[name].numel() == 1:
-            tensors[name] = tensors[name].reshape(value.shape)
+    for key, value in model.state_dict().items():  # a single number may be kept as one of a list
+        if key in tensors and value.numel() == tensors[key].numel() == 1:
+            tensors[key] = tensors[key].reshape(value.shape)
+    if POSITION_IDS not in model.state_dict():  # transformers kept these with the weights once
+        tensors.pop(POSITION_IDS, None)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{KEY}: {path} does not fit {given.model}: {reason(error)}") from None
-    return model
+        raise UserError(f"{KEY}: {path} does not fit {name}: {reason(error)}") from None
 
 
 def _want_quick_gelu(name: str, shape: ModelShape, origin: str) -> None:
@@ -197,9 +236,7 @@ def _want_quick_gelu(name: str, shape: ModelShape, origin: str) -> None:
 
 def _created(identifier: str, origin: str) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return open_clip.create_model(identifier, precision="fp32", device="cpu")
+        return empty_model(identifier)
     except Exception as error:  # whatever a folder of the wrong kind, or the hub, makes it raise
         raise UserError(
             f"teacher in params.yaml: {origin} cannot be loaded: {reason(error)}"

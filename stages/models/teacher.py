@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterable
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from open_clip import create_model, get_tokenizer
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import VisionTransformer
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load
 from torch import Tensor
 from torch.func import functional_call
 
@@ -25,6 +27,7 @@ from stages.models.device import batch_size, move
 from stages.models.folding import fold_batch_norm
 from stages.models.weights import TeacherNote, read_verified
 from stages.runtime.errors import UserError
+from stages.storage.provenance import SUMS, check_sums
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
@@ -46,8 +49,8 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
 
 
 class TeacherConfig(BaseModel):
@@ -74,6 +77,21 @@ class TeacherConfig(BaseModel):
         (folder / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def empty_model(identifier: str, device: str = "cpu") -> Any:
+    """An open_clip model that has no weights yet, in float32: who asks for it loads all of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = create_model(
+            identifier,
+            load_weights=False,
+            pretrained_image=False,
+            pretrained_text=False,
+            precision="fp32",
+            device=device,
+        )
+    return model.eval()
+
+
 class Teacher:
     """CLIP's two encoders, with the normalisation of the input that its folder gives.
 
@@ -86,13 +104,17 @@ class Teacher:
     def __init__(self, folder: Path, device: str, precision: str = "float32") -> None:
         # open_clip reports every step of the loading through the root logger
         logging.getLogger().setLevel(logging.ERROR)
+        others = (file.name for file in folder.glob("*") if file.name not in (WEIGHTS, SUMS))
+        check_sums(folder, CONFIG, *others)
         config = TeacherConfig.read(folder)
         self.folder = folder
         self.dim = config.model_cfg.embed_dim
-        self.digest = read_verified(folder / WEIGHTS, TeacherNote)[1].sha256
+        weights, note = read_verified(folder / WEIGHTS, TeacherNote)
+        self.digest = note.sha256
         self.device = device
         self.batch = 1
-        self.model: Any = create_model(f"local-dir:{folder}", device=device).eval()
+        self.model = empty_model(f"local-dir:{folder}", device)
+        self.model.load_state_dict(load(weights))
         self.mean = config.preprocess_cfg.mean
         self.std = config.preprocess_cfg.std
         self.temperature = float(1 / self.model.logit_scale.detach().exp())

@@ -1,4 +1,11 @@
-"""What goes wrong for a reason that the user can mend."""
+"""What goes wrong for a reason that the user can mend, and how it is said."""
+
+import re
+
+UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+LONGEST = 1000  # characters of a line
 
 
 class UserError(Exception):
@@ -11,6 +18,20 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def clean(text: str) -> str:
+    """Lines as a terminal may show them, whatever names of files and classes are quoted in them.
+
+    Of a control character, also one that turns the direction of writing, its escape is shown; a
+    line that is too long loses its middle.
+    """
+    lines = []
+    for line in text.split("\n"):
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+        lines.append(UNPRINTABLE.sub(lambda odd: f"\\x{ord(odd[0]):02x}", line))
+    return "\n".join(lines)
 
 
 def reason(error: BaseException) -> str:

@@ -28,12 +28,14 @@ from stages.runtime.fingerprint import Declaration, declaration, fingerprint
 from stages.runtime.params import Params
 from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
 from stages.runtime.progress import say, warn
-from stages.runtime.publishing import lock, publish
+from stages.runtime.publishing import clear_beside, clear_partial, lock, publish
 
-DVC_FILE = Path("dvc.yaml")
 HOME = Path(".ccd")
-LIBRARIES = ("numpy", "open_clip_torch", "pillow", "scipy", "torch", "torchvision")
-MACHINE = ("CCD_DEVICE", "CCD_BATCH")  # as the user set them
+LESS = {  # memory, by stage
+    "index": "source.max_pixels in params.yaml leaves the largest images out",
+    "warmup": "set CCD_MICRO_BATCH to fewer images at a time, or CCD_CACHE_GB to 0",
+    "train": "set CCD_MICRO_BATCH to fewer images at a time, or CCD_CACHE_GB to 0",
+}
 
 
 class ShareDone(Exception):
@@ -103,6 +105,11 @@ def main(
     on_ranks: it can be run by several processes, if the user asks for them. declared_by: gives the
     declaration of a stage that is not in `dvc.yaml`, from the content of `params.yaml`.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as stages/__init__.py left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.argv[1:] and declared_by is None:
+        print(f"{stage} takes no arguments: params.yaml says what it does, `dvc repro` runs it")
+        sys.exit(0 if sys.argv[1:] == ["--help"] else 2)
     declare = declared_by or partial(declaration, stage)
     try:
         if on_ranks and ranks.wanted():
@@ -143,9 +150,8 @@ def execute(
         if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
             raise
         raise UserError(
-            f"not enough memory ({reason(error)[:150]}): set CCD_BATCH to fewer images at a time, "
-            "or optimiser.batch in params.yaml for training; nothing was published, finished work "
-            "is kept"
+            f"not enough memory ({reason(error)[:150]}): {LESS.get(stage, 'set CCD_BATCH lower')}; "
+            "nothing was published, finished work is kept"
         ) from error
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
@@ -163,6 +169,9 @@ def _execute(
 ) -> None:
     shutil.rmtree(job.staging, ignore_errors=True)
     job.staging.mkdir(parents=True)
+    if job.rank == 0:
+        clear_beside(outs)
+        clear_partial(job.scratch)
     if job.rank > 0:
         with suppress(ShareDone):
             run(params, job)

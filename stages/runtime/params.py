@@ -36,8 +36,10 @@ FirstWeights = Literal[
 
 
 class Section(BaseModel):
+    """Strict: `'5'` is no number, and `yes` no truth; only a list of YAML's is taken for a tuple."""
+
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid", frozen=True, allow_inf_nan=False, strict=True, protected_namespaces=()
     )
 
 
@@ -119,7 +121,7 @@ class Student(Section):
 
 
 class ClassText(Section):
-    templates: Annotated[tuple[str, ...], Field(min_length=1)]
+    templates: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
     @model_validator(mode="after")
     def _one_place_for_the_name(self) -> Self:
@@ -178,7 +180,7 @@ class CamBoxes(Section):
     input_size: Side
     cam_threshold: Annotated[float, Field(ge=0, lt=1)]
     map: MapKind
-    scales: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
     mirror: bool
     box: Literal["tight", "first_last", "regions"]
     offset: Share
@@ -232,7 +234,9 @@ class Train(Section):
     epochs: Annotated[int, Field(ge=0)]
     consistency: Annotated[float, Field(ge=0)]
     average: Annotated[float, Field(ge=0, lt=1)]
-    jitter: tuple[Strength, Strength, Strength, Hue]  # as torchvision takes them
+    jitter: Annotated[  # as torchvision takes them
+        tuple[Strength, Strength, Strength, Hue], Field(strict=False)
+    ]
     stop: Literal["first_local_minimum", "published", "last_epoch"]
     stop_positive: Share
 

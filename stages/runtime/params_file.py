@@ -6,6 +6,7 @@ The file is read as YAML 1.2, as DVC reads it: `1e-5` is a number in both.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,8 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not here ({Path.cwd()}): run from the project's root") from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
@@ -71,7 +74,10 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return f"`{key}` is missing"
     if problem["type"] == "value_error":
         return f"`{key}`: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-    return f"`{key}` is {problem['input']!r}: {problem['msg'].lower()}"
+    if problem["type"] == "string_type":
+        kind = type(problem["input"]).__name__
+        return f"`{key}` is {reprlib.repr(problem['input'])}, for YAML a {kind}: put it in quotes"
+    return f"`{key}` is {reprlib.repr(problem['input'])}: {problem['msg'].lower()}"
 
 
 def _fields_at(place: list[str], model: Any) -> list[str]:

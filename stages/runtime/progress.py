@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from stages.runtime.errors import clean
 from stages.runtime.ranks import place
 
 LINE_EVERY = 15.0  # seconds between two lines of a log
@@ -32,7 +33,7 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """One line to the user, from whatever rank."""
-    print(text, file=sys.stderr, flush=True)
+    print(clean(text), file=sys.stderr, flush=True)
 
 
 class Meter:

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from stages.runtime.errors import UserError
 from stages.runtime.job import Job, ShareDone
 from stages.runtime.progress import meter, say, warn
 from stages.runtime.types import Arrays
@@ -30,11 +32,15 @@ def write_durably(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # another process may write the same: a rank of a run whose launcher was killed
     partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:  # it would fill the disk that was full
+        partial.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -74,16 +80,24 @@ def in_blocks(
     size: int,
     unit: str,
     compute: Callable[[list[range]], Iterator[Arrays]],
+    called: Callable[[int], str] = "row {}".format,
 ) -> Blocks:
     """Rows 0..count, at least one, of named arrays, in blocks of `size` rows, each computed once.
 
     `compute` yields, for each of the ranges of rows it is given, arrays with one row for each of
     them. A block that was damaged since is computed again. Of several ranks each computes its
-    share, and the first goes on when all are whole.
+    share, and the first goes on when all are whole. A value that is not finite is refused; called:
+    what its row is called in the message.
     """
     plan = plan_blocks(job, count, size)
+
+    def finite(blocks: list[range]) -> Iterator[Arrays]:
+        for block, arrays in zip(blocks, compute(blocks), strict=True):
+            _check_finite(arrays, block, called)
+            yield arrays
+
     with job.signals():
-        compute_blocks(job, plan, unit, compute)
+        compute_blocks(job, plan, unit, finite)
         if job.rank > 0:
             raise ShareDone
         await_blocks(job, plan)
@@ -99,7 +113,7 @@ def plan_blocks(job: Job, count: int, size: int) -> Plan:
     files = [folder / f"{block.start:09d}.npz" for block in blocks]
     own = range(job.rank, len(blocks), job.ranks)
     for number in own:
-        if files[number].exists() and not _whole(files[number]):
+        if files[number].exists() and not _whole(files[number], len(blocks[number])):
             warn(f"{job.stage}: {files[number]} is damaged; computing it again")
             files[number].unlink()
     missing = [number for number in own if not files[number].exists()]
@@ -134,9 +148,19 @@ def compute_blocks(
 def await_blocks(job: Job, plan: Plan) -> None:
     """Wait until the other ranks' blocks are whole. Their files are all that the ranks share."""
     for number in sorted(set(range(len(plan.blocks))) - set(plan.own)):
-        while not _whole(plan.files[number]):
+        while not _whole(plan.files[number], len(plan.blocks[number])):
             job.stop_if_asked("what is finished is kept")
             time.sleep(0.1)
+
+
+def _check_finite(arrays: Arrays, block: range, called: Callable[[int], str]) -> None:
+    for name, values in arrays.items():
+        odd = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        if odd.any():
+            raise UserError(
+                f"{called(block[int(odd.argmax())])}: what the network says ({name}) is not "
+                "finite: a lower precision than its weights can take, or the weights themselves"
+            )
 
 
 def _save(file: Path, arrays: Arrays) -> None:
@@ -145,12 +169,11 @@ def _save(file: Path, arrays: Arrays) -> None:
     write_durably(file, content.getvalue())
 
 
-def _whole(file: Path) -> bool:
-    """Whether a block's file is there and undamaged; every entry has a CRC."""
+def _whole(file: Path, rows: int) -> bool:
+    """Whether a block's file is there and undamaged, of so many rows; every entry has a CRC."""
     try:
-        with zipfile.ZipFile(file) as content:
-            return content.testzip() is None
-    except (FileNotFoundError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError):
+        return all(len(values) == rows for values in _load(file).values())
+    except (OSError, RuntimeError, TypeError):
         return False
 
 
@@ -159,5 +182,5 @@ def _load(file: Path, *names: str) -> Arrays:
     try:
         with np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in names or content.files}
-    except (zipfile.BadZipFile, ValueError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError):
         raise OSError(errno.EIO, "a finished block cannot be read back", str(file)) from None

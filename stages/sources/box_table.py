@@ -12,6 +12,7 @@ from stages.method.views import box_in_pixels
 from stages.runtime.errors import UserError, reason
 from stages.runtime.progress import say
 from stages.runtime.types import Floats
+from stages.sources.photograph import columns_of
 
 KEY = "cam_boxes.boxes in params.yaml"
 EDGES = ["x0", "y0", "x1", "y1"]
@@ -26,6 +27,7 @@ def box_table(path: str) -> pd.DataFrame:
         if Path(path).suffix.lower() == ".parquet":
             boxes = pd.read_parquet(path)
         else:
+            columns_of(path, KEY)
             boxes = pd.read_csv(path, dtype={"image_id": str, "class": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{KEY}: {path} cannot be read: {reason(error)}") from None

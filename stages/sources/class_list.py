@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.runtime.errors import UserError
-from stages.sources.photograph import has_control
+from stages.sources.photograph import has_control, is_formula
 
 # columns of tables that also have one a class
 RESERVED = frozenset({"image_id", "class", "rank", "image", "status", "error"})
@@ -32,6 +32,11 @@ def class_list(path: str) -> dict[str, str]:
             raise UserError(f"{path} names the class {name!r} twice")
         if name in RESERVED:
             raise UserError(f"{path}: {name!r} cannot be the name of a class, it is a column's")
+        if is_formula(name):
+            raise UserError(
+                f"{path}: {name!r} would be a formula for a spreadsheet: give the class another "
+                "name, `name = words`, with what prompts call it"
+            )
         if has_control(line):
             raise UserError(f"{path}: {line!r} holds a control character")
         classes[name] = words or name

@@ -61,11 +61,15 @@ def read_annotations(path: Path, key: str) -> Annotations:
     """The annotations of a JSON file in COCO's form; `key` is the parameter that led to it."""
     try:
         content = json.loads(path.read_bytes())
-        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        categories = {_number(c["id"]): str(c["name"]) for c in content["categories"]}
         images: list[Image] = [
-            {"id": int(i["id"]), "file_name": str(i["file_name"])} for i in content["images"]
+            {"id": _number(i["id"]), "file_name": str(i["file_name"])} for i in content["images"]
         ]
-        pairs = [(int(a["image_id"]), int(a["category_id"])) for a in content["annotations"]]
+        pairs = [
+            (_number(a["image_id"]), _number(a["category_id"])) for a in content["annotations"]
+        ]
+    except RecursionError:
+        raise UserError(f"{key} in params.yaml: {path} is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{key} in params.yaml: {path} cannot be read: {reason(error)}") from None
     except (KeyError, TypeError) as error:
@@ -85,6 +89,14 @@ def read_annotations(path: Path, key: str) -> Annotations:
     if strangers:
         raise UserError(f"{path}: an annotation is of category {min(strangers)}, which is none")
     return Annotations(path, images, dict(sorted(categories.items())), pairs)
+
+
+def _number(given: object) -> int:
+    """An id, which some tools write as 7.0 or as "7"."""
+    number = float(str(given))
+    if not number.is_integer():
+        raise ValueError(f"the id {given!r} is no whole number")
+    return int(given) if isinstance(given, (int, str)) else int(number)
 
 
 def photographs(root: str) -> list[Photograph]:

@@ -11,16 +11,23 @@ from stages.images.decode import SUFFIXES
 from stages.runtime.errors import UserError
 from stages.sources.photograph import Photograph, has_control, printable
 
+# folders of a storage box or an operating system, with previews and what was deleted
+OF_A_SYSTEM = frozenset(
+    {b"@eaDir", b"#recycle", b"#snapshot", b"$RECYCLE.BIN", b"System Volume Information"}
+    | {b"lost+found", b"__MACOSX"}
+)
+
 
 def photographs(
     root: str, test_folder: str, key: str = "source.root in params.yaml"
 ) -> tuple[list[Photograph], Counter[str]]:
     """Every image file below `root`, sorted by id: its path below `root`, with forward slashes.
 
-    Images below `root/test_folder` are the test split, all others the train split. A link to
-    something below `root` is passed over, since that is found at its own place; one that leaves
-    `root` is refused. A name that is no UTF-8, or holds a control character, has its odd bytes
-    percent-encoded and an error. Also returns how many other files there are, by suffix.
+    Images below `root/test_folder` are the test split, all others the train split. A link to a
+    photograph that is found at its own place is passed over, one that leaves `root` refused. A name
+    that is no UTF-8, or holds a control character, has its odd bytes percent-encoded and an error.
+    A folder that may not be read is among the photographs: it cannot be used. Also returns how many
+    other entries there are, and why they are passed over.
 
     key: where `root` was given, for errors.
     """
@@ -32,28 +39,69 @@ def photographs(
     _collect(top, os.path.realpath(top), files, others)
     if not files:
         kinds = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"{key}: no image ({kinds}) below {root}")
+        found = f"; passed over: {in_words(others)}" if others else ""
+        raise UserError(f"{key}: no image ({kinds}) below {root}{found}")
     test = os.path.normpath(test_folder) if test_folder else ""
     return [_photograph(root, os.path.relpath(file, top), test) for file in sorted(files)], others
 
 
+def in_words(others: Counter[str], most: int = 20) -> str:
+    """How many entries were passed over for which reason."""
+    words = [f"{count} {why}" for why, count in others.most_common(most)]
+    rest = sum(others.values()) - sum(others[why] for why, _ in others.most_common(most))
+    return ", ".join(words) + (f" and {rest} of other kinds" if rest else "")
+
+
 def _collect(folder: bytes, top: bytes, files: list[bytes], others: Counter[str]) -> None:
-    for entry in os.scandir(folder):
-        if entry.name.startswith(b"."):
-            continue
-        suffix = os.path.splitext(entry.name)[1].lower().decode("ascii", "replace")
-        if entry.is_symlink():
-            if not (os.path.realpath(entry.path) + b"/").startswith(top + b"/"):
-                raise UserError(
-                    f"{printable(entry.path)} is a link that leaves {printable(top)}; copy its "
-                    "target there, or let the whole folder be a link"
-                )
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        files.append(folder)
+        return
+    for entry in entries:
+        if _is_hidden(entry.name):
+            others["hidden"] += 1
+        elif entry.name in OF_A_SYSTEM:
+            others[f"{entry.name.decode()} of a system"] += 1
+        elif entry.is_symlink():
+            _follow(entry, top, files, others)
         elif entry.is_dir():
             _collect(entry.path, top, files, others)
-        elif suffix in SUFFIXES:
+        elif _has_suffix(entry.name):
             files.append(entry.path)
         else:
+            suffix = os.path.splitext(entry.name)[1].lower().decode("ascii", "replace")
             others[suffix or "without a suffix"] += 1
+
+
+def _follow(link: os.DirEntry[bytes], top: bytes, files: list[bytes], others: Counter[str]) -> None:
+    """What becomes of a link: its target is found anyway, or it stands for one that is not."""
+    target = os.path.realpath(link.path)
+    if not (target + b"/").startswith(top + b"/"):
+        raise UserError(
+            f"{printable(link.path)} is a link that leaves {printable(top)}; copy its target "
+            "there, or let the whole folder be a link"
+        )
+    below = os.path.relpath(target, top).split(b"/")
+    passed = any(_is_hidden(name) or name in OF_A_SYSTEM for name in below if name != b".")
+    if not os.path.exists(target):
+        others["broken links"] += 1
+    elif os.path.isdir(target):
+        others["links to a passed-over folder" if passed else "links to a folder found here"] += 1
+    elif _has_suffix(below[-1]) and not passed:
+        others["links to a photograph found here"] += 1
+    elif _has_suffix(link.name):
+        files.append(link.path)
+    else:
+        others["links to no image"] += 1
+
+
+def _is_hidden(name: bytes) -> bool:
+    return name.startswith(b".")
+
+
+def _has_suffix(name: bytes) -> bool:
+    return os.path.splitext(name)[1].lower().decode("ascii", "replace") in SUFFIXES
 
 
 def _photograph(root: str, name: bytes, test_folder: str) -> Photograph:

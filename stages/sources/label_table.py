@@ -14,7 +14,7 @@ import pandas as pd
 from stages.runtime.errors import UserError
 from stages.runtime.params import NONE
 from stages.sources.coco import read_annotations
-from stages.sources.photograph import lines_of
+from stages.sources.photograph import columns_of, lines_of
 
 KEY = "source.labels"
 PART = 4096  # rows of a CSV that are read at a time
@@ -49,6 +49,13 @@ def table(ids: list[str], values: np.ndarray, classes: list[str]) -> pd.DataFram
 
 
 def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
+    columns = columns_of(path, f"{KEY} in params.yaml")
+    missing = [name for name in ["image_id", *classes] if name not in columns]
+    if missing:
+        raise UserError(
+            f"{path} has no column {missing[0]!r} ({KEY} in params.yaml); its columns are: "
+            f"{', '.join(columns)[:200]}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
@@ -67,9 +74,6 @@ def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
 
 def _checked(rows: pd.DataFrame, path: str, classes: list[str]) -> pd.DataFrame:
     """Some rows of a CSV, as labels."""
-    missing = [name for name in ["image_id", *classes] if name not in rows.columns]
-    if missing:
-        raise UserError(f"{path} has no column {missing[0]!r} ({KEY} in params.yaml)")
     for name in classes:
         values = rows[name].astype(str)
         wrong = rows.index[~values.isin({"0", "1", "0.0", "1.0"})]

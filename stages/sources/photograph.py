@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import pandas as pd
+
 from stages.runtime.errors import UserError, reason
 
 
@@ -56,11 +58,16 @@ def lines_of(path: Path, key: str) -> list[str]:
 
     key: the parameter that led to it, for errors.
     """
+    return [line for _, line in numbered_lines(path, key)]
+
+
+def numbered_lines(path: Path, key: str) -> list[tuple[int, str]]:
+    """As `lines_of`, each with its number in the file."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key} in params.yaml: {path} cannot be read: {reason(error)}") from None
-    return [line.strip() for line in lines if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def printable(name: bytes) -> str:
@@ -69,5 +76,26 @@ def printable(name: bytes) -> str:
 
 
 def has_control(text: str) -> bool:
-    """Whether there is a control character in `text`."""
-    return any(unicodedata.category(character) == "Cc" for character in text)
+    """Whether there is a control character in `text`, or half a character."""
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet would take a cell of that text for a formula."""
+    return text.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def columns_of(path: str, key: str) -> list[str]:
+    """The columns of a CSV; `UserError`, in the name of the parameter `key`, if one comes twice."""
+    try:
+        header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {path} cannot be read: {reason(error)}") from None
+    names = [str(name) for name in header.iloc[0]]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise UserError(
+                f"{key}: {path} has the column {name!r} twice, as number {names.index(name) + 1} "
+                f"and {place + 1}"
+            )
+    return names

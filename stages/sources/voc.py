@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from stages.runtime.errors import UserError
-from stages.sources.photograph import Photograph, lines_of, listed
+from stages.sources.photograph import Photograph, lines_of, listed, numbered_lines
 
 Year = Literal["2007", "2012"]
 Difficult = Literal["negative", "positive", "ignore"]
@@ -60,12 +60,19 @@ def labels(
 
 
 def _of_class(path: Path, names: list[str], meaning: dict[str, float]) -> np.ndarray:
-    given = {}
-    for line in lines_of(path, "source.labels"):
+    given: dict[str, float] = {}
+    said: dict[str, int] = {}
+    for number, line in numbered_lines(path, "source.labels"):
         name, *value = line.split()
         if len(value) != 1 or value[0] not in meaning:
             raise UserError(f"{path}: {line!r} is no image and one of -1, 0, 1")
-        given[name] = meaning[value[0]]
+        now = meaning[value[0]]
+        before = given.setdefault(name, now)
+        if not (before == now or np.isnan([before, now]).all()):
+            raise UserError(
+                f"{path}: lines {said[name]} and {number} contradict each other: {line!r}"
+            )
+        said.setdefault(name, number)
     missing = [name for name in names if name not in given]
     if missing:
         raise UserError(f"{path} has no line for {len(missing)} images, as {missing[0]}")

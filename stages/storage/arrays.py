@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from stages.runtime.errors import UserError
 from stages.storage.provenance import (
     ROWS,
     Digests,
@@ -26,16 +27,21 @@ from stages.storage.provenance import (
     damaged,
     note_digest,
     parts_of,
+    utf8,
 )
 
 
 @dataclass(frozen=True)
 class Store:
-    """A zarr group: the arrays in it, each with the names of its dimensions."""
+    """A zarr group: the arrays in it, each with the names of its dimensions.
+
+    gaps: whether rows may be missing, that is NaN; no value is ever infinite.
+    """
 
     path: Path
     schema: str
     arrays: Mapping[str, tuple[str, ...]]
+    gaps: bool = False
 
 
 class StoredArray(Protocol):
@@ -96,6 +102,9 @@ def write_store(
         )
         start = 0
         for part in _regrouped(chain([first], parts), shard):
+            odd = np.isinf(part) if store.gaps else ~np.isfinite(part)
+            if odd.any():
+                raise UserError(f"{store.path}: a value of {name} is not finite")
             digests.add({name: part})
             array[start : start + len(part)] = part
             start += len(part)
@@ -103,10 +112,8 @@ def write_store(
             raise ValueError(f"{store.path}: {start} rows of {name}, not {rows.total}")
     for name, strings in (labels or {}).items():
         text = np.array(list(strings), dtype=object)
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # zarr warns that other readers may not know strings yet
+        with warnings.catch_warnings():  # zarr warns that other readers may not know strings yet
+            warnings.simplefilter("ignore")
             array = group.create_array(
                 name,
                 shape=text.shape,
@@ -117,6 +124,7 @@ def write_store(
                 config={"write_empty_chunks": True},
             )
             array[...] = text
+        digests.add({name: utf8(text)})
     note: Provenance = {"schema": store.schema, "columns": digests.of_columns()} | provenance
     note["sha256"] = note_digest(note)
     attributes: dict[str, Any] = dict(sorted(note.items()))
@@ -138,6 +146,8 @@ def read_store(store: Store, index: str | None = None) -> tuple[dict[str, Stored
         group: Any = zarr.open_group(path, mode="r")
         note = cast(Provenance, dict(group.attrs))
         arrays: dict[str, Any] = {name: group[name] for name in store.arrays}
+        for name in sorted(set(note.get("columns", {})) - set(arrays)):
+            digests.add({name: utf8(group[name][...])})
         for name, array in arrays.items():
             for part in parts_of(array.shape[0], array.chunks[0] * max(1, ROWS // array.chunks[0])):
                 digests.add({name: array[part]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from stages.runtime.errors import UserError, reason
 
+SUMS = "SHA256SUMS"  # in a folder of loose files: their digests, as `sha256sum -c` takes them
 ROWS = 1024  # of labels, scores or embeddings that the cheap stages work on at a time
 
 
@@ -49,6 +50,11 @@ def parts_of(stop: int, size: int = ROWS, start: int = 0) -> list[slice]:
     """start..stop in slices of `size`, at least one: rows that are worked on at a time."""
     firsts = range(start, max(stop, start + 1), size)
     return [slice(first, min(first + size, stop)) for first in firsts]
+
+
+def utf8(strings: Iterable[str]) -> npt.NDArray[np.uint8]:
+    """Strings as bytes, each ended by a zero, for a digest."""
+    return np.frombuffer("".join(f"{text}\0" for text in strings).encode(), np.uint8)
 
 
 class Digests:
@@ -94,12 +100,35 @@ def check_note(path: Path, schema: str, note: Provenance, index: str | None) -> 
 
 
 def redo(path: Path) -> str:
-    return f"delete it and run `dvc repro {path}`"
+    return f"delete {path} and run `dvc repro`"
 
 
 def absent(path: Path) -> UserError:
-    return UserError(f"{path} is not there: run `dvc repro {path}` first")
+    return UserError(f"{path} is not there: run `dvc repro` first")
 
 
 def damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is damaged ({reason(error)}): {redo(path)}")
+
+
+def write_sums(folder: Path) -> None:
+    """Write the digests of all files in `folder`, by name."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != SUMS)
+    (folder / SUMS).write_text("".join(f"{file_digest(file)}  {file.name}\n" for file in files))
+
+
+def check_sums(folder: Path, *names: str) -> None:
+    """Raise `UserError` unless the named files of `folder` are those that its digests are of."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+        known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        for name in names:
+            if file_digest(folder / name) != known.get(name):
+                raise UserError(
+                    f"{folder / name} is not the file that {folder / SUMS} knows (the digests "
+                    f"differ): {redo(folder / name)}"
+                )
+    except FileNotFoundError as error:
+        raise absent(Path(error.filename)) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{folder / SUMS} is damaged: {redo(folder / SUMS)}") from None

@@ -1,4 +1,4 @@
-"""Tables: parquet files of fixed columns and, for labels, one a class.
+"""Tables: parquet files of fixed columns and, for labels, one a class; and small ones as CSV.
 
 The same content gives the same bytes: no time, host or absolute path. Stages write below a staging
 folder (`under`), from where `runtime/publishing.py` moves everything at once.
@@ -19,16 +19,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.runtime.errors import UserError
 from stages.storage.provenance import (
     ROWS,
     Digests,
     Provenance,
     absent,
     check_note,
+    check_sums,
     damaged,
     note_digest,
     parts_of,
+    utf8,
 )
+
+NAMES = ("class", "rung", "scorer", "split", "stage", "what")  # columns of a CSV that are text
 
 # arrow's own allocators keep what was freed: with this one memory stays flat over many parts
 pa.set_memory_pool(pa.system_memory_pool())
@@ -36,12 +41,16 @@ pa.set_memory_pool(pa.system_memory_pool())
 
 @dataclass(frozen=True)
 class Table:
-    """A parquet file: fixed columns of given types and, if `per_class`, a float32 one a class."""
+    """A parquet file: fixed columns of given types and, if `per_class`, a float32 one a class.
+
+    gaps: whether a number may be missing, that is NaN; none is ever infinite.
+    """
 
     path: Path
     schema: str
     columns: Mapping[str, str]
     per_class: bool = False
+    gaps: bool = False
 
 
 def class_columns(table: Table, frame: pd.DataFrame) -> list[str]:
@@ -69,7 +78,8 @@ def write_table(
 ) -> None:
     """Write `frame`, or its rows in parts, at least one, to the table's path below `under`.
 
-    The file has row groups of `ROWS`, however the rows came. Columns not in the schema are refused.
+    The file has row groups of `ROWS`, however the rows came. Columns not in the schema are refused,
+    and so are values that are not finite.
     """
     parts = _regrouped_tables([frame] if isinstance(frame, pd.DataFrame) else frame)
     first = next(parts)
@@ -88,6 +98,7 @@ def write_table(
     digests = Digests()
     with pq.ParquetWriter(path, pa.schema(fields), compression="zstd") as writer:
         for part in chain([first], parts):
+            _check_finite(table, part)
             columns = [  # a NaN stays a NaN: nothing is ever null
                 pa.array(part[field.name].to_numpy(), field.type, from_pandas=False)
                 for field in fields
@@ -136,6 +147,34 @@ def read_parts(table: Table, index: str | None = None) -> Iterator[pd.DataFrame]
     digests.check(table.path, note)
 
 
+def _check_finite(table: Table, part: pd.DataFrame) -> None:
+    for name in part.columns:
+        values = part[name].to_numpy()
+        if values.dtype.kind != "f":
+            continue
+        odd = np.isinf(values) if table.gaps else ~np.isfinite(values)
+        if odd.any():
+            row = part.iloc[int(odd.argmax())]
+            raise UserError(
+                f"{table.path}: {name} of {row.iloc[0]} would be {row[name]}; nothing was written"
+            )
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV."""
+    table.to_csv(path, index=False, lineterminator="\n")
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A CSV of the pipeline's own, checked; a class may be called None, NA or 007."""
+    check_sums(path.parent, path.name)
+    columns = pd.read_csv(path, nrows=0).columns
+    empty = {name: [""] for name in columns if name not in NAMES}
+    return pd.read_csv(
+        path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=empty
+    )
+
+
 def _open(table: Table, index: str | None) -> tuple[pq.ParquetFile, Provenance]:
     path = table.path
     if not path.exists():
@@ -168,8 +207,7 @@ def _columns(table: pa.Table) -> dict[str, npt.NDArray[Any]]:
     for name in table.column_names:
         column = table.column(name)
         if pa.types.is_string(column.type):
-            text = "".join(f"{value}\0" for value in column.to_pylist())
-            columns[name] = np.frombuffer(text.encode(), np.uint8)
+            columns[name] = utf8(column.to_pylist())
         else:
             columns[name] = column.to_numpy()
     return columns

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
+from stages.runtime.errors import UserError
 from stages.runtime.job import Job
 from stages.runtime.progress import say
 from stages.runtime.resume import write_durably
@@ -59,14 +60,17 @@ def save_checkpoint(job: Job, state: State) -> None:
         for part in ("weights", "moments", "objective", "ema")
         for name, value in getattr(state, part).items()
     }
+    content = save(tensors, {"history": json.dumps(state.history)})
     epoch = len(state.history)
-    write_durably(_file(job, epoch), save(tensors, {"history": json.dumps(state.history)}))
-    _file(job, epoch - 2).unlink(missing_ok=True)
+    digest = hashlib.sha256(content).hexdigest()
+    write_durably(job.scratch / "epochs" / f"{epoch:04d}.{digest}.safetensors", content)
+    for older in _files(job, epoch - 2):
+        older.unlink(missing_ok=True)
 
 
 def latest_checkpoint(job: Job) -> State | None:
     """The newest state that can be read: one damaged by the disk costs an epoch, not the run."""
-    for file in sorted((job.scratch / "epochs").glob("*.safetensors"), reverse=True):
+    for file in reversed(_files(job)):
         state = _read(file)
         if state is not None:
             return state
@@ -76,10 +80,10 @@ def latest_checkpoint(job: Job) -> State | None:
 
 def read_checkpoint(job: Job, epoch: int) -> State:
     """The state after `epoch` (from 1), one of the latest two."""
-    state = _read(_file(job, epoch))
-    if state is None:
-        raise OSError(f"{_file(job, epoch)} cannot be read back")
-    return state
+    for file in _files(job, epoch):
+        if (state := _read(file)) is not None:
+            return state
+    raise UserError(f"epoch {epoch} in {job.scratch} cannot be read back: run `dvc repro` again")
 
 
 def copy_tensors(tensors: Tensors) -> Tensors:
@@ -107,18 +111,23 @@ def restore_moments(optimiser: torch.optim.Adam, learned: Tensors, moments: Tens
                 optimiser.state[parameter][kind] = torch.empty_like(like).copy_(moments[key])
 
 
-def _file(job: Job, epoch: int) -> Path:
-    return job.scratch / "epochs" / f"{epoch:04d}.safetensors"
+def _files(job: Job, epoch: int | None = None) -> list[Path]:
+    """The kept states, or those of one epoch, oldest first; a name has its content's digest."""
+    number = "*" if epoch is None else f"{epoch:04d}"
+    return sorted((job.scratch / "epochs").glob(f"{number}.*.safetensors"))
 
 
 def _read(file: Path) -> State | None:
+    """The state in a file; None if the content is not what its name says."""
     try:
-        with safe_open(file, framework="pt") as content:
-            names = content.keys()  # what safe_open gives is no mapping: only this can be iterated
-            tensors = {name: content.get_tensor(name) for name in names}
-            history: History = json.loads(content.metadata()["history"])
-    except Exception:  # safetensors raises its own error, and OSError, for a damaged file
+        content = file.read_bytes()
+    except OSError:
         return None
+    if hashlib.sha256(content).hexdigest() != file.suffixes[0].removeprefix("."):
+        return None
+    size = int.from_bytes(content[:8], "little")  # of the header, as safetensors has it
+    history: History = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["history"])
+    tensors = load(content)
     parts: dict[str, Tensors] = {"weights": {}, "moments": {}, "objective": {}, "ema": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
