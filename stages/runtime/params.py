@@ -22,6 +22,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
+Jitter = Annotated[tuple[Strength, Strength, Strength, Hue], Field(strict=False)]  # torchvision's
 Count = Annotated[int, Field(ge=1)]
 TowerPrecision = Literal["float32", "bfloat16", "float16"]
 Side = Annotated[int, Field(ge=32, le=8192)]
@@ -36,8 +37,6 @@ FirstWeights = Literal[
 
 
 class Section(BaseModel):
-    """Strict: `'5'` is no number, and `yes` no truth; only a list of YAML's is taken for a tuple."""
-
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, strict=True, protected_namespaces=()
     )
@@ -234,9 +233,7 @@ class Train(Section):
     epochs: Annotated[int, Field(ge=0)]
     consistency: Annotated[float, Field(ge=0)]
     average: Annotated[float, Field(ge=0, lt=1)]
-    jitter: Annotated[  # as torchvision takes them
-        tuple[Strength, Strength, Strength, Hue], Field(strict=False)
-    ]
+    jitter: Jitter
     stop: Literal["first_local_minimum", "published", "last_epoch"]
     stop_positive: Share
 
