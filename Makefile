@@ -2,6 +2,7 @@
 # make install    only install
 # make test       install what the tests need, then lint, types and tests
 # make quick      the tests that run no pipeline, in a minute
+# make faults      the faults that a run may meet, all of them
 # make deps       write into dvc.yaml what follows from the code
 # make table1     train and judge the methods that the paper compares with, on three seeds
 # make table2     measure what each module of the method adds, on three seeds of the demo world
@@ -13,7 +14,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo install test quick lint deps table1 table2 bench rehearsal
+.PHONY: demo install test quick faults lint deps table1 table2 bench rehearsal
 
 demo: $(VENV)/installed .dvc/config.local
 	dvc repro
@@ -22,10 +23,13 @@ demo: $(VENV)/installed .dvc/config.local
 install: $(VENV)/installed .dvc/config.local
 
 test: $(VENV)/installed-dev lint
-	pytest -n auto --dist loadgroup
+	pytest -n auto --dist loadgroup -m "not long"
 
 quick: $(VENV)/installed-dev
-	pytest -n auto -m "not pipeline and not slow"
+	pytest -n auto -m "not pipeline and not slow and not long"
+
+faults: $(VENV)/installed-dev
+	pytest -n auto --dist loadgroup tests/faults
 
 deps: $(VENV)/installed
 	python -m stages.command.deps

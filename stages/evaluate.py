@@ -43,7 +43,7 @@ from stages.runtime.progress import say
 from stages.runtime.resume import in_blocks
 from stages.runtime.types import Arrays
 from stages.storage.index import read_index, usable
-from stages.storage.provenance import write_sums
+from stages.storage.provenance import Provenance, check_sums, file_digest
 from stages.storage.tables import (
     class_columns,
     class_table,
@@ -76,7 +76,6 @@ def run(params: Params, job: Job) -> None:
     diagnosed = evaluation.diagnostics(scores, train, bias, boxes)
     metrics = evaluation.metrics(ladder, judged, diagnosed)
 
-    write_table(PREDICTIONS, scores["student"], {"index": digest}, job.staging)
     results = job.staging / RESULTS
     results.mkdir(parents=True)
     (results / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
@@ -87,11 +86,16 @@ def run(params: Params, job: Job) -> None:
         "training": training_history(),
     }.items():
         write_csv(results / f"{name}.csv", table)
-    write_sums(results)
+    files = {file.name: file_digest(file) for file in sorted(results.iterdir())}
+    of_results: Provenance = {"index": digest, "files": files}
+    write_table(PREDICTIONS, scores["student"], of_results, job.staging)
     if "mAP" in metrics:
         say(f"evaluate: mAP {metrics['mAP']:.1f}, the teacher's own {metrics['teacher_mAP']:.1f}")
     else:
-        say("evaluate: no labelled test images; results/metrics.json has what can be said without")
+        why = "no labelled test images"
+        if len(judged["test"]):
+            why = "no class is on some of the labelled test images and not on others"
+        say(f"evaluate: {why}; results/metrics.json has what can be said without")
 
 
 def predictions(
@@ -134,6 +138,8 @@ def labelled(rows: pd.DataFrame, truth: pd.DataFrame, split: str) -> pd.DataFram
 
 def training_history() -> pd.DataFrame:
     """Both histories in one table, the epochs counted on."""
+    for path in (WARMUP_HISTORY, TRAIN_HISTORY):
+        check_sums(path.parent, path.name)
     warmup, train = read_csv(WARMUP_HISTORY), read_csv(TRAIN_HISTORY)
     warmup["stage"], train["stage"], warmup["kept"] = "warmup", "train", 0
     train["epoch"] += len(warmup)

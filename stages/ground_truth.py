@@ -10,6 +10,9 @@ and class that is not judged.
 
 from __future__ import annotations
 
+from functools import partial
+from unicodedata import normalize
+
 import numpy as np
 import pandas as pd
 
@@ -41,6 +44,12 @@ def run(params: Params, job: Job) -> None:
         )
     if strangers:
         say(f"ground_truth: {strangers} labelled images are not in the index, and left out")
+        spelt = otherwise_spelt(known["image_id"][place < 0], index["image_id"])
+        if spelt is not None:
+            say(
+                f"ground_truth: warning: {spelt!r} differs from an image's id only in how accents "
+                "are written (Unicode's NFC or NFD): write them as the files have them"
+            )
     row = np.argsort(place, kind="stable")[strangers:]  # in the index's order
     if len(row) and source.kind != "folder":
         split = index["split"].to_numpy()[place[row]]
@@ -50,6 +59,12 @@ def run(params: Params, job: Job) -> None:
     types = dict.fromkeys(classes, "float32")
     ordered = (known.iloc[row[part]].astype(types) for part in parts_of(len(row)))
     write_table(GROUND_TRUTH, ordered, {"index": digest}, job.staging)
+
+
+def otherwise_spelt(strangers: pd.Series, known: pd.Series) -> str | None:
+    """One of the `strangers` that is among the `known` ids, but for Unicode's composition."""
+    composed = set(known.map(partial(normalize, "NFC")))
+    return next((name for name in strangers if normalize("NFC", name) in composed), None)
 
 
 def differences(kind: str, known: dict[str, pd.DataFrame], difficult: Difficult) -> list[str]:

@@ -23,18 +23,20 @@ from stages.artifacts import (
     INITIAL_LABELS,
     LOCAL_LABELS,
     LOCAL_SCORES,
+    PREDICTIONS,
     PSEUDO_LABELS,
     REPORT,
     RESULTS,
 )
 from stages.page.cards import sample_groups
 from stages.page.sections import Evidence, counts, headline, label_sections, quality_sections
+from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.progress import say
 from stages.storage.arrays import read_store
 from stages.storage.index import read_index
-from stages.storage.provenance import check_sums
+from stages.storage.provenance import file_digest, redo
 from stages.storage.tables import Table, read_csv, read_table
 
 TEMPLATE = Path(__file__).parent / "page/page.html"
@@ -49,7 +51,12 @@ def run(params: Params, job: Job) -> None:
     def result(name: str) -> pd.DataFrame:
         return read_csv(RESULTS / f"{name}.csv")
 
-    check_sums(RESULTS, "metrics.json")
+    _, of_results = read_table(PREDICTIONS, digest, columns=["image_id"])
+    for name, expected in of_results["files"].items():
+        if file_digest(RESULTS / name) != expected:
+            raise UserError(
+                f"{RESULTS / name} is not as `evaluate` left it: {redo(RESULTS / name)}"
+            )
     evidence = Evidence(
         index=index,
         bias=table(BIAS),

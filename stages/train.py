@@ -28,7 +28,7 @@ from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.progress import say
 from stages.storage.index import read_index, usable
-from stages.storage.provenance import write_sums
+from stages.storage.provenance import check_sums, write_sums
 from stages.storage.tables import class_columns, class_values, read_csv, read_table, write_csv
 from stages.training.loop import Recipe, Trainer
 from stages.training.state import History, first_state, read_checkpoint
@@ -59,6 +59,7 @@ def run(params: Params, job: Job) -> None:
         params.train.jitter,
         params.train.average,
     )
+    check_sums(WARMUP_HISTORY.parent, WARMUP_HISTORY.name)
     warmed_up = read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()
     state, best = first_state(weights, moments), None
     for state in Trainer(job, student, rows, objective, recipe).states(moments):

@@ -96,7 +96,7 @@ def one_of_each_set() -> list[tuple[str, set[str]]]:
 )
 def test_a_change_reruns_these_stages(project: Project, change: str, expected: set[str]):
     apply(project, change)
-    assert set(project.repro()) == expected
+    assert set(project.repro()) - {"check"} == expected
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_changing_back_runs_nothing_and_restores_the_outputs(project: Project, c
     assert project.digests("results/*", "data/*.parquet") != outputs
     for name, content in before.items():
         (project / name).write_bytes(content)
-    assert project.repro() == []
+    assert set(project.repro()) <= {"check"}
     assert project.digests("results/*", "data/*.parquet") == outputs
 
 

@@ -405,6 +405,7 @@ def test_the_stages_index_a_published_layout_and_its_labels(
         source__labels=f"data/set/{where}",
         source__test_folder="",
     )
+    project.stage("check")
     said = project.stage("index").stderr
     assert f"warning: {kind} train has" in said
     index = pd.read_parquet(project / "data/index.parquet")

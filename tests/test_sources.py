@@ -221,7 +221,7 @@ def test_names_longer_than_the_teacher_can_read_are_named(project: Project):
 
 def test_without_ground_truth_there_are_diagnostics_and_a_report(project: Project):
     project.set(source__labels="data/none")
-    assert set(project.repro()) == {"ground_truth", "evaluate", "report"}
+    assert set(project.repro()) == {"check", "ground_truth", "evaluate", "report"}
     metrics = (project / "results/metrics.json").read_text()
     assert '"diagnostics"' in metrics
     assert '"mAP"' not in metrics

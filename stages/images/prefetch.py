@@ -57,19 +57,7 @@ def prefetch(
         pin_memory=pinned and machine.may_use_gpu(),
         worker_init_fn=_leave_signals_to_the_parent if workers else None,
     )
-    items = iter(loader)
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                "a process that decodes images was killed, most likely for want of memory: set "
-                "CCD_WORKERS to fewer of them; nothing was published, finished work is kept"
-            ) from None
+    for item in loader:
         if isinstance(item, str):
             raise UserError(item)
         yield item

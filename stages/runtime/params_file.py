@@ -76,8 +76,15 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return f"`{key}`: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
     if problem["type"] == "string_type":
         kind = type(problem["input"]).__name__
-        return f"`{key}` is {reprlib.repr(problem['input'])}, for YAML a {kind}: put it in quotes"
-    return f"`{key}` is {reprlib.repr(problem['input'])}: {problem['msg'].lower()}"
+        return f"`{key}` is {_short(problem['input'])}, for YAML a {kind}: put it in quotes"
+    return f"`{key}` is {_short(problem['input'])}: {problem['msg'].lower()}"
+
+
+def _short(value: object) -> str:
+    """A value as a message can show it: aliases may make it larger than the file it stands in."""
+    shown = reprlib.Repr()
+    shown.maxlevel = 1
+    return shown.repr(value)
 
 
 def _fields_at(place: list[str], model: Any) -> list[str]:

@@ -12,8 +12,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from stages.runtime.errors import UserError
+
+REPLACED = "replaced"  # in the staging folder: the outputs of before
 
 
 @contextmanager
@@ -44,8 +47,8 @@ def lock(folder: Path) -> Iterator[None]:
 def publish(staging: Path, outs: tuple[str, ...]) -> None:
     """Move the outputs to their places, after everything is there and safely on disk: all or none.
 
-    What takes time, or a full disk could stop, is done beside the places; the rest are renamings,
-    which no signal parts and which are taken back if one of them fails.
+    What takes time, or a full disk could stop, is done before; the rest are renamings, which no
+    signal parts and which are taken back if one of them fails.
     """
     for out in outs:
         if not (staging / out).exists():
@@ -55,28 +58,69 @@ def publish(staging: Path, outs: tuple[str, ...]) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     clear_beside(outs)
-    places = [Path(out) for out in outs]
-    undo: list[tuple[Path, Path]] = []
     try:
-        for place in places:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(staging / place, _beside(place, "new"))  # may be another file system
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        try:
-            for place in places:
-                if place.exists() or place.is_symlink():
-                    place.rename(_beside(place, "old"))
-                    undo.append((_beside(place, "old"), place))
-                _beside(place, "new").rename(place)
-                undo.append((place, _beside(place, "new")))
-        except OSError:
-            for now, then in reversed(undo):
-                now.rename(then)
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        moves = [_prepared(staging, Path(out)) for out in outs]
+        with _undisturbed():
+            _rename_all(moves)
     finally:
         clear_beside(outs)
+        shutil.rmtree(staging / REPLACED, ignore_errors=True)
+
+
+class _Move(NamedTuple):
+    """An output that waits at `new` to take its `place`; what is there goes to `old`."""
+
+    new: Path
+    place: Path
+    old: Path
+
+
+def _prepared(staging: Path, place: Path) -> _Move:
+    """The output beside its place if that is on another file system, else where it is."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    new, old = staging / place, staging / REPLACED / place
+    old.parent.mkdir(parents=True, exist_ok=True)
+    probe = staging / f"{REPLACED}/probe"
+    probe.touch()
+    try:
+        probe.replace(_beside(place, "new"))
+        _beside(place, "new").unlink()
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        new, old = _beside(place, "new"), _beside(place, "old")
+        shutil.move(staging / place, new)
+    return _Move(new, place, old)
+
+
+def _rename_all(moves: list[_Move]) -> None:
+    done: list[tuple[Path, Path]] = []
+    try:
+        for new, place, old in moves:
+            if place.exists() or place.is_symlink():
+                place.rename(old)
+                done.append((place, old))
+            new.rename(place)
+            done.append((new, place))
+    except OSError:
+        for before, now in reversed(done):
+            now.rename(before)
+        raise
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A signal that asks to stop comes when the block has ended."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for stopping in came[:1]:
+            signal.raise_signal(stopping)
 
 
 def clear_beside(outs: tuple[str, ...]) -> None:

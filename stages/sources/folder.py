@@ -47,8 +47,9 @@ def photographs(
 
 def in_words(others: Counter[str], most: int = 20) -> str:
     """How many entries were passed over for which reason."""
-    words = [f"{count} {why}" for why, count in others.most_common(most)]
-    rest = sum(others.values()) - sum(others[why] for why, _ in others.most_common(most))
+    shown = sorted(others, key=lambda why: (-others[why], why))[:most]
+    words = [f"{others[why]} {why}" for why in shown]
+    rest = others.total() - sum(others[why] for why in shown)
     return ", ".join(words) + (f" and {rest} of other kinds" if rest else "")
 
 

@@ -26,7 +26,6 @@ from stages.storage.provenance import (
     Provenance,
     absent,
     check_note,
-    check_sums,
     damaged,
     note_digest,
     parts_of,
@@ -166,9 +165,16 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A CSV of the pipeline's own, checked; a class may be called None, NA or 007."""
-    check_sums(path.parent, path.name)
-    columns = pd.read_csv(path, nrows=0).columns
+    """A CSV of the pipeline's own, in which a class may be called None, NA or 007.
+
+    Raises `UserError` for a file that is not there or is no CSV.
+    """
+    try:
+        columns = pd.read_csv(path, nrows=0).columns
+    except FileNotFoundError:
+        raise absent(path) from None
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from None
     empty = {name: [""] for name in columns if name not in NAMES}
     return pd.read_csv(
         path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=empty

@@ -1,0 +1,1 @@
+"""Faults that a run meets: what is promised of each stands in docs/reliability.md."""

@@ -1,0 +1,362 @@
+"""Processes that are killed, disks that are full, outputs that go somewhere else."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.runtime.errors import UserError
+from stages.runtime.publishing import clear_partial, publish
+from stages.runtime.resume import write_durably
+from tests.conftest import Project, as_ordinary_processes, wait_for
+from tests.faults.conftest import refusal
+from tests.test_dvc_yaml import STAGES, paths
+
+ALL = ("data/**/*", "results/*")
+WRITING = [stage for stage in STAGES if stage != "check"]
+QUICK = {"weights", "bias", "global_clip"}
+
+
+def kept(project: Project) -> dict[str, bytes]:
+    """What the pipeline made; the page names nothing that is not in the others."""
+    return project.digests(*ALL)
+
+
+def strays(project: Project) -> list[Path]:
+    names = (".*.new", ".*.old", "*.partial")
+    return [path for name in names for path in project.root.rglob(name)]
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, marks=[] if s in QUICK else pytest.mark.long) for s in WRITING]
+)
+def test_a_disk_that_fills_publishes_nothing_and_is_left_as_it_was(project: Project, stage: str):
+    """The kernel refuses a file to grow, in every stage that writes."""
+    shutil.rmtree(project / ".ccd", ignore_errors=True)
+    before, cold = kept(project), as_ordinary_processes(project)
+    full = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}"],
+        cwd=cold.root,
+        env=cold.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)),
+    )
+    assert "nothing was published" in refusal(full)
+    assert kept(project) == before
+    assert not strays(project)
+    project.stage(stage)
+    assert kept(project) == before
+
+
+@given(st.data(), st.integers(1, 4))
+def test_whichever_renaming_fails_all_outputs_are_old_or_all_are_new(data, count: int):
+    """The outputs are files and folders, some of which were not there before."""
+    folder = Path(os.environ["PYTEST_TMP"]) / str(time.monotonic_ns())
+    outs = tuple(f"data/{n}{'.zarr' if n % 2 else '.txt'}" for n in range(count))
+    for top, text in (("old", "old"), ("new", "new")):
+        for out in outs:
+            path = folder / top / out
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if out.endswith(".zarr"):
+                path.mkdir()
+                path = path / "part"
+            path.write_text(text)
+    missing = data.draw(st.sets(st.sampled_from(outs)))
+    for out in missing:
+        shutil.rmtree(folder / "old" / out, ignore_errors=True)
+        (folder / "old" / out).unlink(missing_ok=True)
+    fails_at = data.draw(st.integers(0, 2 * count))
+    before = content(folder / "old")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "old")
+        renamed = failing(Path.rename, fails_at)
+        patch.setattr(Path, "rename", renamed)
+        try:
+            publish(folder / "new", outs)
+            expected = dict.fromkeys(content(folder / "old"), "new")
+            assert len(expected) == count
+        except OSError:
+            expected = before
+    assert content(folder / "old") == expected
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*") if f.is_file()}
+
+
+def failing(real, at: int):
+    """`real`, which fails once, when it is called for the `at`-th time."""
+    calls = [0]
+
+    def sometimes(*arguments):
+        calls[0] += 1
+        if calls[0] == at:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    return sometimes
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_TMP", str(tmp_path))
+
+
+def test_an_output_that_cannot_be_written_leaves_the_others_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("old")
+    Path("staging/no").mkdir(parents=True)
+    Path("no").symlink_to("/proc/self/fd")
+    for name in ("a.txt", "no/b.txt"):
+        Path("staging", name).write_text("new")
+    with pytest.raises(OSError, match="b.txt"):
+        publish(Path("staging"), ("a.txt", "no/b.txt"))
+    assert Path("a.txt").read_text() == "old"
+    assert not list(Path().glob(".*"))
+    with pytest.raises(UserError, match=r"the stage left no c.txt"):
+        publish(Path("staging"), ("c.txt",))
+
+
+def test_a_signal_between_two_renamings_waits_for_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    outs = tuple("abc")
+    for name in outs:
+        Path("staging").mkdir(exist_ok=True)
+        Path("staging", name).write_text("new")
+    real = Path.rename
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(Path("staging"), outs)
+    assert [Path(name).read_text() for name in outs] == ["new"] * 3
+    assert not list(Path().glob(".*"))
+
+
+def test_outputs_that_are_links_become_outputs(project: Project, tmp_path: Path):
+    """A user moved some to another disk, or DVC links to its cache: neither is written through."""
+    before = kept(project)
+    elsewhere = {}
+    for out in ("data/global_scores.parquet", "data/global_clip.zarr"):
+        elsewhere[out] = tmp_path / Path(out).name
+        shutil.move(project / out, elsewhere[out])
+        (project / out).symlink_to(elsewhere[out])
+    linked = project.digests(*(f"{out}/**/*" for out in elsewhere))
+    for stage in ("global_clip", "bias"):
+        project.stage(stage)
+    assert kept(project) == before
+    assert not any((project / out).is_symlink() for out in elsewhere)
+    assert all(path.exists() for path in elsewhere.values())
+    assert linked
+
+
+@pytest.mark.parametrize("kind", ["hardlink", "symlink"])
+def test_the_cache_of_dvc_is_never_written_through(project: Project, kind: str):
+    project.run("dvc", "config", "cache.type", kind)
+    project.run("dvc", "checkout", "--relink")
+    cache = project.digests(".dvc/cache/**/*")
+    project.set(bias__debias=False)
+    for stage in ("bias", "warmup", "report"):
+        project.stage(stage)
+    assert project.digests(".dvc/cache/**/*") == cache
+    project.set(bias__debias=True)
+    project.repro()
+    assert {k: v for k, v in project.digests(".dvc/cache/**/*").items() if k in cache} == cache
+
+
+def test_files_that_were_being_written_by_the_dead_are_taken_away_and_by_the_living_kept(
+    tmp_path: Path,
+):
+    import socket
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = {
+        f"a.npz.{socket.gethostname()}-{dead.pid}.partial": False,
+        f"a.npz.{socket.gethostname()}-{os.getpid()}.partial": True,
+        f"a.npz.another-host-{dead.pid}.partial": True,
+        "a.npz": True,
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    clear_partial(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+def test_a_durable_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, 1))
+    with pytest.raises(OSError, match="No space"):
+        write_durably(tmp_path / "block", b"x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_decoding_worker_is_named_and_finished_blocks_are_kept(project: Project):
+    """One that meets a certain photograph is killed by the kernel."""
+    code = project / "stages/images/decode.py"
+    text = code.read_text()
+    code.write_text(
+        text.replace(
+            "def read_image(",
+            "def read_image(path, *rest, **more):\n"
+            "    if path.endswith('00009.jpg'):\n"
+            "        os.kill(os.getpid(), 9)\n"
+            "    return _read_image(path, *rest, **more)\n\n\ndef _read_image(",
+        )
+    )
+    shutil.rmtree(project / ".ccd")
+    cold = as_ordinary_processes(project)
+    machine = {"CCD_WORKERS": "1", "CCD_BLOCK": "2", "CCD_BATCH": "2"}
+    said = refusal(cold.stage("global_clip", check=False, **machine))
+    assert "a process that decodes images was killed" in said
+    assert "set CCD_WORKERS" in said
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.5, 3.0])
+def test_an_interrupt_while_a_stage_imports_just_ends_it(cold_project: Project, delay: float):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.global_clip"],
+        cwd=cold_project.root,
+        env=cold_project.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT, 0)
+    assert "Traceback" not in said
+
+
+def test_a_kill_between_two_renamings_is_mended_by_the_next_run(project: Project):
+    before = kept(project)
+    script = (
+        "import os, runpy, pathlib\n"
+        "real, calls = pathlib.Path.rename, []\n"
+        "def rename(*a):\n"
+        "    calls.append(a)\n"
+        "    if len(calls) == {}: os.kill(os.getpid(), 9)\n"
+        "    return real(*a)\n"
+        "pathlib.Path.rename = rename\n"
+        "runpy.run_module('stages.bias', run_name='__main__')\n"
+    )
+    for at in (1, 2, 4, 6):
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(at)],
+            cwd=project.root,
+            env=as_ordinary_processes(project).environment,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == -signal.SIGKILL
+        project.repro("bias")
+        assert kept(project) == before
+        assert not strays(project)
+
+
+@pytest.mark.long
+def test_twenty_kills_at_random_moments_of_whole_runs_end_in_the_same_bytes(project: Project):
+    """Of the whole group, or of DVC alone, whose stage then goes on as an orphan."""
+    before, cold = kept(project), as_ordinary_processes(project)
+    for path in [out for stage in STAGES for out in paths(stage, "outs", "metrics", "plots")]:
+        whole = project / path
+        shutil.rmtree(whole) if whole.is_dir() else whole.unlink()
+    for folder in (".ccd", ".dvc/cache"):
+        shutil.rmtree(project / folder)
+    (project / "dvc.lock").unlink()
+    rng = random.Random(0)
+    for number in range(20):
+        process = subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=cold.root,
+            env=cold.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(rng.uniform(2, 16))
+        if number % 3:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+        wait_for_orphans(process.pid)
+    project.repro()
+    assert kept(project) == before
+    assert not strays(project)
+
+
+def wait_for_orphans(group: int) -> None:
+    while True:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(project: Project):
+    """Artifacts from the future, scratch from the past: content counts, not time."""
+    before = kept(project)
+    for path in project.root.rglob("*"):
+        if path.is_file() and ".dvc/tmp" not in str(path):
+            when = 4e9 if "data" in path.parts else 1.0
+            os.utime(path, (when, when))
+    assert project.repro() == []
+    project.stage("bias")
+    assert kept(project) == before
+
+
+def test_no_stage_but_weights_opens_a_connection(project: Project):
+    """With a socket module that refuses; what processes of one run say to each other is local."""
+    guard = project / "sitecustomize.py"
+    guard.write_text(
+        "import socket\n"
+        "class Guarded(socket.socket):\n"
+        "    def connect(self, address, *a):\n"
+        "        if self.family != socket.AF_UNIX: raise AssertionError(f'connects to {address}')\n"
+        "        return super().connect(address, *a)\n"
+        "socket.socket = Guarded\n"
+        "socket.getaddrinfo = lambda *a, **k: (_ for _ in ()).throw(AssertionError(a))\n"
+    )
+    cold = as_ordinary_processes(project)
+    environment = {"PYTHONPATH": str(project.root)}
+    probe = "import socket; socket.create_connection(('127.0.0.1', 9))"
+    assert "AssertionError" in cold.run("python", "-c", probe, check=False, **environment).stderr
+    for stage in ("class_text", "global_clip", "report"):
+        cold.stage(stage, **environment)
+
+
+def test_two_runs_at_once_are_one_run_and_a_refusal(cold_project: Project):
+    script = "import time; from stages.runtime.publishing import lock; from pathlib import Path\n"
+    script += "with lock(Path('.ccd/bias')): print('held', flush=True); time.sleep(600)"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=cold_project.root, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    said = refusal(cold_project.stage("bias", check=False))
+    holder.kill()
+    assert "is already running here" in said
+    assert f"process {holder.pid} on" in said
+    wait_for(lambda: holder.poll() is not None, holder) if holder.poll() is None else None
+    cold_project.stage("bias")
