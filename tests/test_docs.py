@@ -74,6 +74,21 @@ def test_the_table_of_differences_names_tests_that_exist():
     assert not [name for name in named if f"def {name}(" not in written]
 
 
+def test_the_promises_of_reliability_name_tests_that_exist():
+    named = set(re.findall(r"`([tT]est_?\w+)`", (ROOT / "docs/reliability.md").read_text()))
+    written = "".join(file.read_text() for file in ROOT.glob("tests/**/test_*.py"))
+    assert len(named) > 40
+    assert not [n for n in named if f"def {n}(" not in written and f"{n} = " not in written]
+
+
+def test_every_test_of_a_fault_is_among_the_promises():
+    """But for the oracles of the suite itself, and what another row's words cover."""
+    text = (ROOT / "docs/reliability.md").read_text()
+    written = "".join(file.read_text() for file in ROOT.glob("tests/faults/test_*.py"))
+    unnamed = [n for n in re.findall(r"def (test_\w+)\(", written) if n not in text]
+    assert len(unnamed) <= 16, unnamed
+
+
 def test_the_table_of_presets_is_complete_and_its_counts_are_the_published_ones():
     text = (ROOT / "docs/presets.md").read_text()
     datasets, recipes = names()

@@ -360,3 +360,18 @@ def test_two_runs_at_once_are_one_run_and_a_refusal(cold_project: Project):
     assert f"process {holder.pid} on" in said
     wait_for(lambda: holder.poll() is not None, holder) if holder.poll() is None else None
     cold_project.stage("bias")
+
+
+@pytest.mark.long
+def test_an_experiment_in_a_temporary_copy_sees_photographs_by_an_absolute_path(project: Project):
+    """`dvc exp run --temp` leaves out what git ignores."""
+    with (project / ".gitignore").open("a") as file:
+        file.write("/photos\n")
+    project.set(source__root=str(project / "photos"))
+    project.repro()
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    project.run("git", "add", "-A")
+    project.run("git", *identity, "commit", "-qm", "a")
+    done = project.run("dvc", "exp", "run", "--temp", "-S", "report.samples=2")
+    assert "Ran experiment(s)" in done.stdout
+    assert "Running stage 'global_clip'" not in done.stdout

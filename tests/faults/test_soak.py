@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bench.whole import WATCH
 from demo.scenes import draw_photo
-from stages.command.deps import ROOT
 from tests.conftest import MINI, Project, as_ordinary_processes, edit_params, lay_out
 from tests.faults.test_images import BAD
 from tests.test_dvc_yaml import STAGES
@@ -44,19 +43,10 @@ def collection(root: Path, count: int, warm: dict[str, str]) -> Project:
 def peaks(project: Project) -> dict[str, int]:
     """The most memory of each stage's process, in kilobytes."""
     found = {}
-    environment = project.environment | {"CCD_CACHE_GB": "0", "CCD_WORKERS": "0"}
     for stage in STAGES:
-        pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-c",
-             f"import os, runpy; os.chdir({str(project.root)!r}); import sys; "
-             f"sys.path.insert(0, {str(project.root)!r}); sys.stderr = open(os.devnull, 'w'); "
-             f"runpy.run_module('stages.{stage}', run_name='__main__')"],
-            environment,
-        )  # fmt: skip
-        _, status, usage = os.wait4(pid, 0)
-        assert status == 0, stage
-        found[stage] = usage.ru_maxrss
+        command = (sys.executable, "-c", WATCH, sys.executable, "-m", f"stages.{stage}")
+        done = project.run(*command, CCD_CACHE_GB="0", CCD_WORKERS="0")
+        found[stage] = int(done.stdout.splitlines()[-1])
     return found
 
 
@@ -78,4 +68,3 @@ def test_ten_times_as_many_files_take_no_more_memory_and_each_is_accounted_for(
     predicted = pd.read_parquet(many / "data/predictions.parquet")
     assert predicted["image_id"].tolist() == index.loc[~bad, "image_id"].tolist()
     assert max(ratios.values()) <= MOST, ratios
-    assert ROOT.exists()
