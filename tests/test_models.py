@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from open_clip import create_model
@@ -321,9 +322,44 @@ def test_folding_batch_norm_leaves_what_the_network_computes():
         network = network.double().eval()
         images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
         before = network(images)
-        fold_batch_norm(network)
+        assert fold_batch_norm(network, lambda images=images, network=network: network(images))
         assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
         assert torch.allclose(network(images), before, rtol=1e-9)
+
+
+def test_normalisations_that_hold_an_activation_keep_it_when_folded():
+    """timm's do; dropping it made every score of a folded EfficientNet-Lite 1.0."""
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=5).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    network = network.double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    before = network(images)
+    assert fold_batch_norm(network, lambda: network(images))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert torch.allclose(network(images), before, rtol=1e-9)
+
+
+def test_what_is_not_the_same_when_folded_is_left_as_it_was():
+    """Here the convolution's result goes another way too, which no look at the layers shows."""
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            nn.init.constant_(self.norm.running_var, 4.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen = self.conv(x)
+            return self.norm(seen) + seen
+
+    network, images = Branching().eval(), torch.randn(2, 3, 8, 8)
+    before, names = network(images), [name for name, _ in network.named_parameters()]
+    assert not fold_batch_norm(network, lambda: network(images))
+    assert torch.equal(network(images), before)
+    assert [name for name, _ in network.named_parameters()] == names
 
 
 @pytest.mark.slow

@@ -98,7 +98,9 @@ class Student(nn.Module):
         tensors, config = load_weights(path, StudentConfig, index)
         student = build_student(config)
         student.load_state_dict(tensors)
-        fold_batch_norm(student.eval())
+        side = 2 * config.output_stride
+        noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        fold_batch_norm(student.backbone, lambda: student.backbone(noise))
         student.backbone.to(getattr(torch, config.precision))
         return student.to(device)
 

@@ -131,7 +131,8 @@ class Teacher:
             # depend on the batch; a convolution's result does not, on a CPU
             pool = torch.float64 if device == "cpu" else torch.float32
             self._pool = deepcopy(self.tower.attnpool).to(pool)
-            fold_batch_norm(self.tower)
+            noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
+            fold_batch_norm(self.tower, lambda: self.embed_inputs(noise * 2 - 1))
         elif isinstance(self.tower, VisionTransformer):
             self._table = self.tower.positional_embedding.detach().clone()
         self.tower.to(self.precision, memory_format=torch.channels_last)
