@@ -18,6 +18,7 @@ from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.params_file import PARAMS_FILE, read_yaml
 
+KINDS = ("outs", "metrics", "plots")
 NAMING = (
     "source.root", "source.classes", "source.labels", "teacher.checkpoint", "student.checkpoint",
     "cam_boxes.boxes",
@@ -28,21 +29,22 @@ def run(params: Params, job: Job) -> None:
     raw, made = read_yaml(PARAMS_FILE), made_by_stages()
     for key in NAMING:
         path = Path(lookup(raw, key))
-        if not path.exists() and not any(path.is_relative_to(out) for out in made):
-            tracked = Path(f"{path}.dvc").exists()
-            remedy = "run `dvc pull`" if tracked else "put it there, or name another"
-            raise UserError(f"{key} in params.yaml: {path} is not there: {remedy}")
+        tracked = any(Path(f"{one}.dvc").exists() for one in (path, *path.parents))
+        if not (path.exists() or tracked or any(path.is_relative_to(out) for out in made)):
+            raise UserError(
+                f"{key} in params.yaml: {path} is not there: put it there, or name another"
+            )
     place = job.staging / CHECKED
     place.parent.mkdir(parents=True)
     place.write_text("params.yaml is valid, and the files that it names are there.\n")
 
 
 def made_by_stages() -> list[Path]:
-    """What stages in the `dvc.yaml` of other folders make, as the demo's photographs."""
+    """What stages make, as the demo's photographs; their `dvc.yaml` is two folders deep at most."""
     outs: list[Path] = []
-    for file in Path().glob("*/dvc.yaml"):
-        for stage in read_yaml(file)["stages"].values():
-            given = chain(*(stage.get(kind, []) for kind in ("outs", "metrics", "plots")))
+    for file in chain(*(Path().glob(f"{depth}dvc.yaml") for depth in ("", "*/", "*/*/"))):
+        for stage in ((read_yaml(file) or {}).get("stages") or {}).values():
+            given = chain(*(stage.get("do", stage).get(kind) or [] for kind in KINDS))
             names = (next(iter(out)) if isinstance(out, dict) else out for out in given)
             outs += [Path(file.parent, stage.get("wdir", "."), name).resolve() for name in names]
     here = Path().resolve()

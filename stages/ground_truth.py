@@ -37,19 +37,21 @@ def run(params: Params, job: Job) -> None:
     known = labels(source.kind, source.labels, classes, source.difficult)
     place = pd.Index(index["image_id"]).get_indexer(pd.Index(known["image_id"]))
     strangers = int((place < 0).sum())
-    if len(known) and strangers == len(known):
-        raise UserError(
-            f"{source.labels}: no image_id is in the index. "
-            f"There it is {known['image_id'].iloc[0]!r}, here {index['image_id'].iloc[0]!r}"
+    spelt = otherwise_spelt(known["image_id"][place < 0], index["image_id"])
+    hint = ""
+    if spelt is not None:
+        hint = (
+            f"{spelt!r} differs from an image's id only in how accents are written (Unicode's NFC "
+            "or NFD): write them as the files have them"
         )
+    if len(known) and strangers == len(known):
+        there, here = known["image_id"].iloc[0], index["image_id"].iloc[0]
+        hint = hint or f"There it is {there!r}, here {here!r}"
+        raise UserError(f"{source.labels}: no image_id is in the index. {hint}")
     if strangers:
         say(f"ground_truth: {strangers} labelled images are not in the index, and left out")
-        spelt = otherwise_spelt(known["image_id"][place < 0], index["image_id"])
-        if spelt is not None:
-            say(
-                f"ground_truth: warning: {spelt!r} differs from an image's id only in how accents "
-                "are written (Unicode's NFC or NFD): write them as the files have them"
-            )
+        if hint:
+            say(f"ground_truth: warning: {hint}")
     row = np.argsort(place, kind="stable")[strangers:]  # in the index's order
     if len(row) and source.kind != "folder":
         split = index["split"].to_numpy()[place[row]]

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torchvision
 from open_clip.modified_resnet import ModifiedResNet
@@ -102,6 +103,8 @@ def backbone_config(
     """A student's backbone; the teacher's own tower keeps what it was trained with."""
     is_tower = arch == "teacher_tower"
     input_of = teacher.preprocess_cfg if is_tower else IMAGENET
+    if arch.startswith("timm/") and (known := timm.get_pretrained_cfg(arch[len("timm/") :])):
+        input_of = Preprocess(mean=known.mean, std=known.std)
     return BackboneConfig(
         arch=arch,
         output_stride=output_stride,
@@ -124,6 +127,8 @@ def first_weights(
         given = teacher.visual.state_dict()
     elif config.weights == "checkpoint":
         given = read_foreign_weights(Path(checkpoint), STUDENT_KEY)
+    elif config.weights == "published":
+        given = fetch_from_timm(config.arch)
     else:
         given = read_foreign_weights(fetch_published(config.arch, config.weights), STUDENT_KEY)
     tensors = {}
@@ -144,6 +149,19 @@ def read_classifier(folder: Path) -> tuple[dict[str, Tensor], StudentConfig]:
     if not path.is_file() or not path.with_suffix(".json").is_file():
         raise UserError(f"{STUDENT_KEY}: {folder} holds no {path.name} with its .json")
     return load_weights(path, StudentConfig)
+
+
+def fetch_from_timm(arch: str) -> dict[str, Tensor]:
+    """The weights of timm's tag, or of a network's usual one, fetched if they are not here."""
+    say(f"weights: fetching {arch} through timm, once")
+    try:
+        network = timm.create_model(arch.removeprefix("timm/"), pretrained=True, num_classes=0)
+    except Exception as error:  # whatever the hub makes it raise
+        raise UserError(
+            f"student.weights in params.yaml: {arch} cannot be fetched: {reason(error)}"
+        ) from None
+    tensors: dict[str, Tensor] = network.state_dict()
+    return tensors
 
 
 def fetch_published(arch: str, name: str) -> Path:

@@ -83,7 +83,7 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
                 "student__weights": "random",
                 "student__input_size": 100,
             },
-            "no multiple of its patch, 16",
+            "vit_b_16 wants multiples of 16",
         ),
         (
             {
@@ -91,7 +91,7 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
                 "student__weights": "random",
                 "cam_boxes__input_size": 90,
             },
-            "`cam_boxes.input_size` is no multiple of the patch of vit_b_16, 16",
+            "`cam_boxes.input_size` is no multiple of the student's 16",
         ),
         ({"cam_boxes__views": "file"}, "`views: file` and `boxes` other than data/none go toget"),
         ({"cam_boxes__boxes": "b.csv"}, "`views: file` and `boxes` other than data/none go toget"),

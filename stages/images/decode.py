@@ -9,7 +9,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ SUFFIXES = frozenset(
 # no other decoder is started, whatever a file's name: that of EPS would run a program
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MOST_BYTES = 1 << 30  # of a file
-LARGE = 16_000_000  # pixels; of larger images a process looks at one at a time, for its memory
+AT_ONCE = 100_000_000  # pixels that the threads of a process decode at a time, for its memory
 STRIP = 1 << 20  # pixels whose depth is reduced at a time
 
 ORIENTATION = 0x0112  # EXIF's tag; its values, and what turns the image upright
@@ -42,7 +42,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_WORDS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks that nobody needs here
 
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit
-_large = threading.Lock()
+_room, _taken = threading.Condition(), [0]
 
 
 class BadImage(Exception):
@@ -69,10 +69,11 @@ def decode(content: bytes, max_pixels: int | None = None, enough: int | None = N
     enough: pixels a side that will do; a large JPEG is then decoded at a half, a quarter or an
     eighth of its size, as far as no side gets smaller, which is several times faster.
 
-    The EXIF orientation is applied, and nothing else of the metadata is looked at; of an animation
-    the first frame counts; transparency shows white; 16 bits a channel are scaled to 8. Raises
-    `BadImage` with the status `unreadable`, `truncated` or `too_large` (more than `max_pixels`,
-    checked before anything is decoded). docs/reliability.md says how much memory it takes.
+    The orientation is applied (of a PNG that of its eXIf chunk), and nothing else of the metadata
+    is looked at; of an animation the first frame counts; transparency shows white; 16 bits a
+    channel are scaled to 8. Raises `BadImage` with the status `unreadable`, `truncated` or
+    `too_large` (more than `max_pixels`, checked before anything is decoded). docs/reliability.md
+    says how much memory it takes.
     """
     with _as_bad_image():
         image = _opened(content, max_pixels)
@@ -90,7 +91,7 @@ def inspect(path: Path, max_pixels: int) -> Inspection:
         digest = hashlib.sha256(content).hexdigest()
         with _as_bad_image():
             width, height = _opened(content, max_pixels).size
-        with _large if width * height > LARGE else nullcontext():
+        with _pixels(width * height):
             width, height = decode(content, max_pixels).size
     except BadImage as bad:
         return Inspection(0, 0, digest, bad.status, str(bad))
@@ -109,7 +110,7 @@ def read_image(path: str, sha256: str, enough: int | None = None) -> Image.Image
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; it was there when the index was made") from None
     except BadImage as bad:
-        raise UserError(f"{path} is {bad} any more: run `dvc repro index`") from None
+        raise UserError(f"{path}: {bad}, since the index was made: run `dvc repro index`") from None
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{path} changed since the index was made: run `dvc repro index`")
     try:
@@ -121,13 +122,31 @@ def read_image(path: str, sha256: str, enough: int | None = None) -> Image.Image
 def read_regular(path: Path) -> bytes:
     """The content of a file; raises `OSError`, or `BadImage` for a pipe, a device, or too much."""
     # opened first and looked at then, so that nothing can take its place; a pipe does not block
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise BadImage("unreadable", "no regular file")
         if status.st_size > MOST_BYTES:
             raise BadImage("too_large", f"{status.st_size} bytes")
-        return file.read(status.st_size)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _pixels(count: int) -> Iterator[None]:
+    """Wait until there is room for an image of so many; one that is larger has it all to itself."""
+    with _room:
+        _room.wait_for(lambda: _taken[0] == 0 or _taken[0] + count <= AT_ONCE)
+        _taken[0] += count
+    try:
+        yield
+    finally:
+        with _room:
+            _taken[0] -= count
+            _room.notify_all()
 
 
 @contextmanager
@@ -162,13 +181,14 @@ def _without_words(content: bytes) -> bytes:
     """A PNG without texts and profiles, for which Pillow would refuse it; others as they are."""
     if not content.startswith(PNG):
         return content
-    kept, place = [PNG], len(PNG)
+    kept, start, place = [], 0, len(PNG)
     while place < len(content):
         end = place + 12 + int.from_bytes(content[place : place + 4])
-        if content[place + 4 : place + 8] not in PNG_WORDS:
-            kept.append(content[place:end])
+        if content[place + 4 : place + 8] in PNG_WORDS:
+            kept.append(content[start:place])
+            start = end
         place = end
-    return b"".join(kept)
+    return b"".join([*kept, content[start:]]) if kept else content
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -23,10 +23,11 @@ def best_candidates(scores: Floats, mean_views: float) -> Booleans:
     chosen = candidates(scores, float(least))
     surplus = int(chosen.sum()) - wanted
     if surplus:
-        image, c, rank = rank_candidates(scores, chosen)
-        tied = np.flatnonzero(scores[image, c] == least)
+        rows = np.flatnonzero((scores == least).any(axis=1))  # the others need no ranking
+        image, c, rank = rank_candidates(scores[rows], chosen[rows])
+        tied = np.flatnonzero(scores[rows[image], c] == least)
         last = tied[np.argsort(rank[tied], kind="stable")][-surplus:]
-        chosen[image[last], c[last]] = False
+        chosen[rows[image[last]], c[last]] = False
     return chosen
 
 

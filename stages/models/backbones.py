@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import OrderedDict
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from stages.models.weights import Note
+from stages.runtime.errors import UserError, reason
 
 
 class Tower(BaseModel):
@@ -101,11 +104,33 @@ class _TransformerTrunk(nn.Module):
         return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
+class _TimmTrunk(nn.Module):
+    """A network of timm's up to its last features, those of a transformer's patches as a map."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.others = int(getattr(network, "num_prefix_tokens", 0))  # tokens of no patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        # channels last, some (fastvit_t8, with torch 2.14) corrupt memory in their backward pass
+        features: Tensor = self.network.forward_features(x.contiguous())
+        if features.ndim == 4:
+            last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+            return features.permute(0, 3, 1, 2) if last else features
+        patch = self.network.patch_embed.patch_size
+        height, width = (side // size for side, size in zip(x.shape[-2:], patch, strict=True))
+        patches = features[:, self.others :].transpose(1, 2)
+        return patches.reshape(*patches.shape[:2], height, width)
+
+
 def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
     """An untrained backbone of `config.arch` and the number of its features."""
     arch = config.arch
     if arch == "teacher_tower":
         return _tower(config)
+    if arch.startswith("timm/"):
+        return _of_timm(config)
     network: Any = getattr(torchvision.models, arch)(weights=None)
     if arch.startswith("vit"):
         return _TransformerTrunk(network), network.hidden_dim
@@ -135,8 +160,39 @@ def _tower(config: BackboneConfig) -> tuple[nn.Module, int]:
     return _TowerTrunk(tower), shape.width * 32
 
 
+def _of_timm(config: BackboneConfig) -> tuple[nn.Module, int]:
+    """Of any image size where that can be asked for; `UserError` for what has no map like that."""
+    key, name = "student.arch in params.yaml", config.arch.removeprefix("timm/")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        raise UserError(f"{key}: timm has no {name}; did you mean {', '.join(near) or 'another'}?")
+    side, problem = 2 * config.output_stride, ""
+    options: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"output_stride": 16}, {}]
+    if config.output_stride != 16:
+        options.remove({"output_stride": 16})
+    for given in options:
+        try:
+            network: Any = timm.create_model(name, pretrained=False, num_classes=0, **given)
+            trunk = _TimmTrunk(network).eval()
+            with torch.no_grad():
+                features = trunk(torch.zeros(1, 3, side, side))
+        except Exception as error:  # each family knows other options and sizes, and says so its way
+            problem = problem or reason(error)
+            continue
+        if features.shape[1:] == (network.num_features, 2, 2):
+            return trunk, network.num_features
+        cells = features.shape[-1]
+        problem = f"it makes {cells} x {cells} cells of {side} pixels a side, not 2 x 2"
+    raise UserError(
+        f"student.output_stride in params.yaml: {config.arch} gives no map at "
+        f"{config.output_stride}: {problem}"
+    )
+
+
 def published_name(arch: str, name: str) -> str:
-    """The name that torchvision's weights of `arch` have for the backbone's tensor `name`."""
+    """The name that published weights of `arch` have for the backbone's tensor `name`."""
+    if arch.startswith("timm/"):
+        return name.removeprefix("network.")
     if arch.startswith("convnext") and name.startswith("norm."):
         return name.replace("norm.", "classifier.0.", 1)
     return name

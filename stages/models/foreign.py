@@ -15,7 +15,11 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.model import (
+    convert_to_custom_text_state_dict,
+    resize_pos_embed,
+    resize_text_pos_embed,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -166,6 +170,11 @@ def _weights_in(folder: Path) -> Path:
     others = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".pth"))
     if named or len(others) == 1:
         return (named or others)[0]
+    if others:
+        several = ", ".join(file.name for file in others[:5])
+        raise UserError(
+            f"{KEY}: {folder} holds several weights: rename one of {several} to {WEIGHTS}"
+        )
     raise UserError(
         f"{KEY}: {folder} holds no weights by the name of {WEIGHTS}, but "
         + (", ".join(sorted(file.name for file in folder.iterdir())[:10]))
@@ -218,11 +227,16 @@ def _load(model: Any, tensors: dict[str, Tensor], path: Path, name: str) -> None
     for key, value in model.state_dict().items():  # a single number may be kept as one of a list
         if key in tensors and value.numel() == tensors[key].numel() == 1:
             tensors[key] = tensors[key].reshape(value.shape)
+    if getattr(model, "logit_bias", None) is not None:  # for training alone, and not always kept
+        tensors.setdefault("logit_bias", torch.zeros_like(model.logit_bias))
     if POSITION_IDS not in model.state_dict():  # transformers kept these with the weights once
         tensors.pop(POSITION_IDS, None)
     try:
+        if set(tensors) == set(model.state_dict()):
+            resize_pos_embed(tensors, model)  # for a configuration of another size, as open_clip
+            resize_text_pos_embed(tensors, model)
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (AssertionError, RuntimeError) as error:
         raise UserError(f"{KEY}: {path} does not fit {name}: {reason(error)}") from None
 
 

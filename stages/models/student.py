@@ -111,7 +111,7 @@ def logits_of(maps: Tensor) -> Tensor:
 
 
 def build_student(config: StudentConfig) -> Student:
-    """An untrained student, channels last.
+    """An untrained student, channels last but for networks of timm's.
 
     Its head is torch's own (library) or expects one positive class an image (prior).
     """
@@ -122,7 +122,10 @@ def build_student(config: StudentConfig) -> Student:
         rate = torch.tensor(1 / max(len(config.classes), 2))
         assert student.head.bias is not None
         nn.init.constant_(student.head.bias, float(torch.logit(rate)))
-    return student.to(memory_format=torch.channels_last)
+    student.to(memory_format=torch.channels_last)
+    if config.arch.startswith("timm/"):
+        student.backbone.to(memory_format=torch.contiguous_format)
+    return student
 
 
 def set_first_weights(student: Student, tensors: dict[str, Tensor], first: BackboneConfig) -> None:

@@ -115,6 +115,7 @@ class Teacher:
         self.batch = 1
         self.model = empty_model(f"local-dir:{folder}", device)
         self.model.load_state_dict(load(weights))
+        del weights
         self.mean = config.preprocess_cfg.mean
         self.std = config.preprocess_cfg.std
         self.temperature = float(1 / self.model.logit_scale.detach().exp())

@@ -92,6 +92,8 @@ def read_note(path: Path, kind: type[AnyNote]) -> AnyNote:
         raise UserError(
             f"{path} is no {kind.what}: `{where}` in its .json: {first['msg'].lower()}"
         ) from None
+    if not note.note_sha256:
+        raise UserError(f"{beside} was written by an older version: {MAKE_AGAIN}")
     if _digest_of_note(json.loads(text)) != note.note_sha256:
         raise UserError(f"{beside} was changed by hand or is damaged: {MAKE_AGAIN}")
     return note

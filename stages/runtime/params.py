@@ -30,9 +30,11 @@ Arch = Literal[
     "teacher_tower", "resnet18", "resnet34", "resnet50", "resnet101", "convnext_tiny",
     "convnext_small", "convnext_base", "vit_b_16", "vit_b_32",
 ]  # fmt: skip
+TimmArch = Annotated[str, Field(pattern=r"^timm/[\w.-]+$")]
+WHOLE = ("vit", "timm/")  # take whole patches, or may
 MapKind = Literal["cam", "layercam"]
 FirstWeights = Literal[
-    "teacher", "random", "checkpoint", "classifier", "IMAGENET1K_V1", "IMAGENET1K_V2"
+    "teacher", "random", "checkpoint", "classifier", "published", "IMAGENET1K_V1", "IMAGENET1K_V2"
 ]
 
 
@@ -80,7 +82,7 @@ class Teacher(Section):
 
 
 class Student(Section):
-    arch: Arch
+    arch: Arch | TimmArch
     weights: FirstWeights
     checkpoint: str
     output_stride: Literal[16, 32]
@@ -94,16 +96,16 @@ class Student(Section):
     def _weights_fit(self) -> Self:
         if self.weights == "teacher" and self.arch != "teacher_tower":
             raise ValueError(f"`weights: teacher` wants `arch: teacher_tower`, not {self.arch}")
-        if self.weights.startswith("IMAGENET") and self.arch == "teacher_tower":
-            raise ValueError("`arch: teacher_tower` has no ImageNet weights; use `teacher`")
+        if self.weights.startswith("IMAGENET") and self.arch.startswith(("teacher", "timm")):
+            raise ValueError(f"`arch: {self.arch}` has none of torchvision's weights")
+        if self.weights == "published" and not self.arch.startswith("timm/"):
+            raise ValueError("`weights: published` is for `arch: timm/…`, whose name has their tag")
         if self.weights == "IMAGENET1K_V2" and self.arch not in ("resnet50", "resnet101"):
             raise ValueError(f"torchvision has no IMAGENET1K_V2 of {self.arch}; use IMAGENET1K_V1")
         if self.arch in OWN_STRIDE and self.output_stride != OWN_STRIDE[self.arch]:
             raise ValueError(f"the `output_stride` of {self.arch} is {OWN_STRIDE[self.arch]}")
-        if self.arch.startswith("vit") and self.input_size % self.output_stride:
-            raise ValueError(
-                f"`input_size` of {self.arch} is no multiple of its patch, {self.output_stride}"
-            )
+        if self.arch.startswith(WHOLE) and self.input_size % self.output_stride:
+            raise ValueError(f"`input_size`: {self.arch} wants multiples of {self.output_stride}")
         least = 2 * self.output_stride
         if self.input_size < least:
             raise ValueError(f"`input_size` must be twice `output_stride`: {least}")
@@ -262,11 +264,8 @@ class Params(Section):
     @model_validator(mode="after")
     def _maps_have_whole_cells(self) -> Self:
         stride = self.student.output_stride
-        if self.student.arch.startswith("vit") and self.cam_boxes.input_size % stride:
-            raise ValueError(
-                f"`cam_boxes.input_size` is no multiple of the patch of {self.student.arch}, "
-                f"{stride}"
-            )
+        if self.student.arch.startswith(WHOLE) and self.cam_boxes.input_size % stride:
+            raise ValueError(f"`cam_boxes.input_size` is no multiple of the student's {stride}")
         least = min(self.cam_boxes.scales)
         if least < 1 and _sides(self.cam_boxes.input_size, (least,))[0] < 2 * stride:
             raise ValueError(

@@ -74,7 +74,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return f"`{key}` is missing"
     if problem["type"] == "value_error":
         return f"`{key}`: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-    if problem["type"] == "string_type":
+    if problem["type"] == "string_type" and problem["input"] is not None:
         kind = type(problem["input"]).__name__
         return f"`{key}` is {_short(problem['input'])}, for YAML a {kind}: put it in quotes"
     return f"`{key}` is {_short(problem['input'])}: {problem['msg'].lower()}"

@@ -10,11 +10,12 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.runtime.errors import UserError
+from stages.runtime.errors import Interrupted, UserError
 
 REPLACED = "replaced"  # in the staging folder: the outputs of before
 
@@ -53,18 +54,25 @@ def publish(staging: Path, outs: tuple[str, ...]) -> None:
     for out in outs:
         if not (staging / out).exists():
             raise UserError(f"the stage left no {out}")
-    for path in sorted(staging.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    _sync(staging)
     clear_beside(outs)
     try:
         moves = [_prepared(staging, Path(out)) for out in outs]
         with _undisturbed():
             _rename_all(moves)
-    finally:
+            with suppress(OSError):  # all is published; the next run tries again
+                clear_beside(outs)
+            shutil.rmtree(staging / REPLACED, ignore_errors=True)
+    except OSError:
         clear_beside(outs)
-        shutil.rmtree(staging / REPLACED, ignore_errors=True)
+        raise
+
+
+def _sync(top: Path) -> None:
+    for path in [top, *sorted(top.rglob("*"))]:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 class _Move(NamedTuple):
@@ -90,6 +98,7 @@ def _prepared(staging: Path, place: Path) -> _Move:
             raise
         new, old = _beside(place, "new"), _beside(place, "old")
         shutil.move(staging / place, new)
+        _sync(new)
     return _Move(new, place, old)
 
 
@@ -119,8 +128,8 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for stopping in came[:1]:
-            signal.raise_signal(stopping)
+    if came:
+        raise Interrupted(came[0], "stopped, when all outputs were published")
 
 
 def clear_beside(outs: tuple[str, ...]) -> None:
@@ -132,7 +141,7 @@ def clear_beside(outs: tuple[str, ...]) -> None:
 
 def clear_partial(scratch: Path) -> None:
     """Take away what processes of this machine were writing when they were killed."""
-    for path in scratch.rglob("*.partial"):
+    for path in chain(scratch.glob("blocks-of-*/*.partial"), scratch.glob("epochs/*.partial")):
         named = re.search(rf"\.{re.escape(socket.gethostname())}-(\d+)\.partial$", path.name)
         if named and not _runs(int(named[1])):
             path.unlink(missing_ok=True)

@@ -48,6 +48,10 @@ def write_durably(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
+class DamagedBlock(OSError):
+    """A block's file is there and is none; another error of reading says nothing about it."""
+
+
 class Blocks:
     """Rows of named arrays, read a block at a time: all of them may not fit into memory."""
 
@@ -172,8 +176,8 @@ def _save(file: Path, arrays: Arrays) -> None:
 def _whole(file: Path, rows: int) -> bool:
     """Whether a block's file is there and undamaged, of so many rows; every entry has a CRC."""
     try:
-        return all(len(values) == rows for values in _load(file).values())
-    except (OSError, RuntimeError, TypeError):
+        return all(values.shape[:1] == (rows,) for values in _load(file).values())
+    except (DamagedBlock, FileNotFoundError):
         return False
 
 
@@ -182,5 +186,5 @@ def _load(file: Path, *names: str) -> Arrays:
     try:
         with np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in names or content.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError):
-        raise OSError(errno.EIO, "a finished block cannot be read back", str(file)) from None
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, RuntimeError):
+        raise DamagedBlock(errno.EIO, "a finished block is damaged", str(file)) from None

@@ -27,7 +27,7 @@ def box_table(path: str) -> pd.DataFrame:
         if Path(path).suffix.lower() == ".parquet":
             boxes = pd.read_parquet(path)
         else:
-            columns_of(path, KEY)
+            columns_of(path, KEY, ["image_id", "class", *EDGES])
             boxes = pd.read_csv(path, dtype={"image_id": str, "class": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{KEY}: {path} cannot be read: {reason(error)}") from None

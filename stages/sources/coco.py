@@ -96,7 +96,7 @@ def _number(given: object) -> int:
     number = float(str(given))
     if not number.is_integer():
         raise ValueError(f"the id {given!r} is no whole number")
-    return int(given) if isinstance(given, (int, str)) else int(number)
+    return given if isinstance(given, int) else int(number)
 
 
 def photographs(root: str) -> list[Photograph]:

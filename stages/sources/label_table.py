@@ -49,7 +49,7 @@ def table(ids: list[str], values: np.ndarray, classes: list[str]) -> pd.DataFram
 
 
 def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
-    columns = columns_of(path, f"{KEY} in params.yaml")
+    columns = columns_of(path, f"{KEY} in params.yaml", ["image_id", *classes])
     missing = [name for name in ["image_id", *classes] if name not in columns]
     if missing:
         raise UserError(

@@ -85,15 +85,19 @@ def is_formula(text: str) -> bool:
     return text.startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
-def columns_of(path: str, key: str) -> list[str]:
-    """The columns of a CSV; `UserError`, in the name of the parameter `key`, if one comes twice."""
+def columns_of(path: str, key: str, used: Iterable[str]) -> list[str]:
+    """The columns of a CSV; `UserError`, in the name of the parameter `key`, if one comes twice.
+
+    used: the columns for which that matters.
+    """
     try:
         header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: {path} cannot be read: {reason(error)}") from None
     names = [str(name) for name in header.iloc[0]]
-    for place, name in enumerate(names):
-        if name in names[:place]:
+    for name in used:
+        if names.count(name) > 1:
+            place = names.index(name, names.index(name) + 1)
             raise UserError(
                 f"{key}: {path} has the column {name!r} twice, as number {names.index(name) + 1} "
                 f"and {place + 1}"

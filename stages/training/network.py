@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -52,7 +53,7 @@ def prepare_batch_norm(student: Student, ranks: int, device: str) -> None:
             "student.batch_norm to frozen in params.yaml, or CCD_DEVICES to 1"
         )
     if ranks > 1:
-        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        convert: Any = convert_sync_batchnorm  # torch's own would drop the activations in timm's
         convert(student)
 
 

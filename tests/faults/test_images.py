@@ -297,7 +297,7 @@ def test_a_photograph_that_became_a_pipe_is_refused(project: Project):
     photo.unlink()
     os.mkfifo(photo)
     said = refusal(project.stage("global_clip", check=False, CCD_BLOCK="7"))
-    assert "photos/train/00000.jpg is no regular file any more" in said
+    assert "photos/train/00000.jpg: no regular file, since the index was made" in said
 
 
 def test_predict_takes_as_many_pixels_as_it_is_told(project: Project):

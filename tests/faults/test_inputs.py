@@ -38,6 +38,13 @@ def test_a_column_that_comes_twice_is_refused_with_both_places(tmp_path: Path):
     assert "has the column 'star' twice, as number 2 and 4" in said
 
 
+def test_columns_that_nobody_reads_may_come_twice(tmp_path: Path):
+    """As a spreadsheet's trailing commas."""
+    path = tmp_path / "labels.csv"
+    path.write_text("image_id,star,,\na.jpg,1,,\n")
+    assert labels(str(path), ["star"])["star"].tolist() == [1]
+
+
 def test_columns_parted_by_semicolons_are_shown(tmp_path: Path):
     path = tmp_path / "labels.csv"
     path.write_text("image_id;star;heart\na.jpg;0;1\n")
@@ -202,10 +209,16 @@ def test_a_file_that_is_not_there_is_named_with_its_parameter(project: Project, 
     assert f"check: {key} in params.yaml: elsewhere/it is not there" in done.stderr
 
 
-def test_a_file_that_dvc_has_put_away_is_pulled(project: Project):
+def test_a_file_that_dvc_knows_of_is_left_to_dvc(project: Project):
+    """As with `dvc repro --allow-missing`: by a .dvc file, or as what a stage makes."""
     (project / "elsewhere.dvc").write_text("outs:\n- path: elsewhere\n")
-    project.set(source__root="elsewhere")
-    assert "run `dvc pull`" in refusal(project.stage("check", check=False))
+    (project / "made").mkdir()
+    stages = {"a": {"cmd": "x", "outs": ["photos2"]}, "b": {"foreach": [1], "do": {"outs": None}}}
+    YAML().dump({"stages": stages}, project / "made/dvc.yaml")
+    (project / "photos/dvc.yaml").write_text("")
+    for root in ("elsewhere", "elsewhere/below", "made/photos2"):
+        project.set(source__root=root)
+        project.stage("check")
 
 
 def test_a_stage_takes_no_arguments_and_does_not_run_for_them(project: Project):
