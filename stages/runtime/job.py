@@ -31,6 +31,7 @@ from stages.runtime.progress import say, warn
 from stages.runtime.publishing import clear_beside, clear_partial, lock, publish
 
 HOME = Path(".ccd")
+WORKER = "DataLoader worker (pid"  # how torch begins to say that one was killed
 LESS = {  # memory, by stage
     "index": "source.max_pixels in params.yaml leaves the largest images out",
     "warmup": "set CCD_MICRO_BATCH to fewer images at a time, or CCD_CACHE_GB to 0",
@@ -160,11 +161,23 @@ def execute(
             f"not enough memory ({reason(error)[:150]}): {LESS.get(stage, 'set CCD_BATCH lower')}; "
             "nothing was published, finished work is kept"
         ) from error
+    except ConnectionError:  # or its pipe is broken before the kernel says that it ended
+        _worker_was_killed()
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(
             f"{error.strerror or error}{where}; nothing was published, finished work is kept"
         ) from error
+
+
+def _worker_was_killed() -> NoReturn:
+    """Say so; torch says it once more, with a traceback, as it tidies up."""
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda odd: None if WORKER in str(odd.exc_value) else show(odd)
+    raise UserError(
+        "a process that decodes images was killed, most likely for want of memory: set "
+        "CCD_WORKERS to fewer of them; nothing was published, finished work is kept"
+    ) from None
 
 
 def _execute(
