@@ -148,13 +148,8 @@ def execute(
                 )
             _execute(job, run, params, declared.outs, declare)
     except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are of the latter
-        if "DataLoader worker (pid" in str(
-            error
-        ):  # torch raises it wherever the run stands just now
-            raise UserError(
-                "a process that decodes images was killed, most likely for want of memory: set "
-                "CCD_WORKERS to fewer of them; nothing was published, finished work is kept"
-            ) from None
+        if WORKER in str(error):  # raised wherever the run stands just now
+            _worker_was_killed()
         if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
             raise
         raise UserError(
