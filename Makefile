@@ -2,7 +2,7 @@
 # make install    only install
 # make test       install what the tests need, then lint, types and tests
 # make quick      the tests that run no pipeline, in a minute
-# make faults      the faults that a run may meet, all of them
+# make faults     the faults that a run may meet, all of them
 # make deps       write into dvc.yaml what follows from the code
 # make table1     train and judge the methods that the paper compares with, on three seeds
 # make table2     measure what each module of the method adds, on three seeds of the demo world

@@ -1,11 +1,9 @@
-"""How a refusal has to read; and a project that can be broken."""
+"""How a refusal has to read."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-
-import pytest
 
 ADVICE = ("weights_only", "trusted source", "github.com", "bug report", "Traceback", 'File "')
 
@@ -26,10 +24,3 @@ def refusal(done: subprocess.CompletedProcess[str], *codes: int) -> str:
     last = lines[-1]
     assert re.search(r"^[\w-]+: |[\w/]+\.\w+", last), f"no place: {last}"
     return last
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marked, so that `make faults` can choose them."""
-    for item in items:
-        if "tests/faults" in item.nodeid:
-            item.add_marker("faults")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from stages.runtime.errors import Interrupted, UserError
 from stages.runtime.publishing import clear_partial, publish
 from stages.runtime.resume import write_durably
-from tests.conftest import Project, as_ordinary_processes, wait_for
+from tests.conftest import Project, as_ordinary_processes
 from tests.faults.conftest import refusal
 from tests.test_dvc_yaml import STAGES, paths
 
@@ -162,13 +162,11 @@ def test_outputs_that_are_links_become_outputs(project: Project, tmp_path: Path)
         elsewhere[out] = tmp_path / Path(out).name
         shutil.move(project / out, elsewhere[out])
         (project / out).symlink_to(elsewhere[out])
-    linked = project.digests(*(f"{out}/**/*" for out in elsewhere))
     for stage in ("global_clip", "bias"):
         project.stage(stage)
     assert kept(project) == before
     assert not any((project / out).is_symlink() for out in elsewhere)
     assert all(path.exists() for path in elsewhere.values())
-    assert linked
 
 
 @pytest.mark.parametrize("kind", ["hardlink", "symlink"])
@@ -372,9 +370,9 @@ def test_two_runs_at_once_are_one_run_and_a_refusal(cold_project: Project):
     assert holder.stdout.readline() == "held\n"
     said = refusal(cold_project.stage("bias", check=False))
     holder.kill()
+    holder.wait()
     assert "is already running here" in said
     assert f"process {holder.pid} on" in said
-    wait_for(lambda: holder.poll() is not None, holder) if holder.poll() is None else None
     cold_project.stage("bias")
 
 
