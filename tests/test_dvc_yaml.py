@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -173,3 +173,38 @@ def test_no_stage_is_over_200_lines_and_no_file_over_300():
     for path in ROOT.glob("stages/**/*.py"):
         most = 200 if path.stem in STAGES and path.parent.name == "stages" else 300
         assert len(path.read_text().splitlines()) <= most, path
+
+
+# they work on what a damaged file says, which may be anything, and may raise anything
+HARMLESS = {"parts_of", "utf8"}
+
+
+def broad_handlers() -> list[tuple[Path, ast.Try, ast.ExceptHandler]]:
+    """Every `except` of the program that catches nearly anything, with its `try`."""
+    files = [
+        path for top in ("stages", "experiments", "bench") for path in ROOT.glob(f"{top}/**/*.py")
+    ]
+    return [
+        (path, node, handler)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Try)
+        for handler in node.handlers
+        if handler.type is None or ast.unparse(handler.type) in ("Exception", "BaseException")
+    ]
+
+
+def test_whoever_catches_anything_says_why_and_lets_faults_of_our_own_through():
+    assert broad_handlers()
+    for path, tried, handler in broad_handlers():
+        text, place = path.read_text(), f"{path}:{handler.lineno}"
+        assert re.search(r":  # \w.{15}", text.splitlines()[handler.lineno - 1]), place
+        own = set(re.findall(r"^(?:def|class) (\w+)", text, re.MULTILINE))
+        for imported in re.findall(
+            r"^from stages\S+ import ([^()\n]+|\([^)]+)", text, re.MULTILINE
+        ):
+            own |= set(re.findall(r"\w+", imported))
+        calls = [n for part in tried.body for n in ast.walk(part) if isinstance(n, ast.Call)]
+        called = {ast.unparse(call.func) for call in calls} & own - HARMLESS
+        if called and not ast.unparse(handler).endswith("\n    raise"):
+            assert "if ours(error)" in ast.unparse(handler), (place, called)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stages.runtime.errors import UserError, reason
+from stages.runtime.errors import UserError, ours, reason
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
@@ -163,6 +163,8 @@ def _as_bad_image() -> Iterator[None]:
     except MemoryError:
         raise BadImage("too_large", "does not fit into memory") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file
+        if ours(error):
+            raise
         status = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise BadImage(status, reason(error)) from None
 
@@ -194,7 +196,9 @@ def _without_words(content: bytes) -> bytes:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken metadata raise nearly anything, and leave the pixels as they are
+    except Exception as error:  # broken metadata raise nearly anything, and leave the pixels
+        if ours(error):
+            raise
         return image
     return image if turned is None else image.transpose(turned)
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from stages.models.weights import Note
-from stages.runtime.errors import UserError, reason
+from stages.runtime.errors import UserError, ours, reason
 
 
 class Tower(BaseModel):
@@ -177,6 +177,8 @@ def _of_timm(config: BackboneConfig) -> tuple[nn.Module, int]:
             with torch.no_grad():
                 features = trunk(torch.zeros(1, 3, side, side))
         except Exception as error:  # each family knows other options and sizes, and says so its way
+            if ours(error) and not isinstance(error, RuntimeError):  # torch, of shapes
+                raise
             problem = problem or reason(error)
             continue
         if features.shape[1:] == (network.num_features, 2, 2):

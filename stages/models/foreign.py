@@ -32,7 +32,7 @@ from stages.models.teacher import (
     TeacherConfig,
     empty_model,
 )
-from stages.runtime.errors import UserError, reason
+from stages.runtime.errors import UserError, ours, reason
 from stages.runtime.params import NONE
 from stages.runtime.params import Teacher as TeacherParams
 from stages.runtime.progress import say
@@ -75,6 +75,8 @@ def read_foreign_weights(path: Path, key: str) -> dict[str, Tensor]:
             "opened here: it is damaged, or holds more than tensors, which may be code"
         ) from None
     except Exception as error:  # the zip reader and torch's storages have their own
+        if ours(error):
+            raise
         raise UserError(
             f"{key}: {path} cannot be loaded as plain weights: {reason(error)}"
         ) from None
@@ -252,6 +254,8 @@ def _created(identifier: str, origin: str) -> Any:
     try:
         return empty_model(identifier)
     except Exception as error:  # whatever a folder of the wrong kind, or the hub, makes it raise
+        if ours(error):
+            raise
         raise UserError(
             f"teacher in params.yaml: {origin} cannot be loaded: {reason(error)}"
         ) from None

@@ -15,6 +15,7 @@ from stages.models.folding import fold_batch_norm
 from stages.models.weights import load_weights
 from stages.runtime.errors import UserError
 from stages.runtime.params import MapKind
+from stages.runtime.progress import say
 
 
 class StudentConfig(BackboneConfig):
@@ -100,7 +101,8 @@ class Student(nn.Module):
         student.load_state_dict(tensors)
         side = 2 * config.output_stride
         noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        fold_batch_norm(student.backbone, lambda: student.backbone(noise))
+        if not fold_batch_norm(student.backbone, lambda: student.backbone(noise)):
+            say(f"{config.arch} does not say the same when folded: it stays as it is, slower")
         student.backbone.to(getattr(torch, config.precision))
         return student.to(device)
 

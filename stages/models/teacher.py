@@ -27,6 +27,7 @@ from stages.models.device import batch_size, move
 from stages.models.folding import fold_batch_norm
 from stages.models.weights import TeacherNote, read_verified
 from stages.runtime.errors import UserError
+from stages.runtime.progress import say
 from stages.storage.provenance import SUMS, check_sums
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -133,7 +134,8 @@ class Teacher:
             pool = torch.float64 if device == "cpu" else torch.float32
             self._pool = deepcopy(self.tower.attnpool).to(pool)
             noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
-            fold_batch_norm(self.tower, lambda: self.embed_inputs(noise * 2 - 1))
+            if not fold_batch_norm(self.tower, lambda: self.embed_inputs(noise * 2 - 1)):
+                say("the teacher does not say the same when folded: it stays as it is, slower")
         elif isinstance(self.tower, VisionTransformer):
             self._table = self.tower.positional_embedding.detach().clone()
         self.tower.to(self.precision, memory_format=torch.channels_last)

@@ -1,7 +1,10 @@
 """What goes wrong for a reason that the user can mend, and how it is said."""
 
 import re
+from pathlib import Path
+from traceback import walk_tb
 
+PROJECT = Path(__file__).parents[1]
 UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -32,6 +35,12 @@ def clean(text: str) -> str:
             line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
         lines.append(UNPRINTABLE.sub(lambda odd: f"\\x{ord(odd[0]):02x}", line))
     return "\n".join(lines)
+
+
+def ours(error: BaseException) -> bool:
+    """Whether this project's own code raised it, rather than a library: then it is to be seen."""
+    frame = [frame for frame, _ in walk_tb(error.__traceback__)][-1]
+    return Path(frame.f_code.co_filename).is_relative_to(PROJECT)
 
 
 def reason(error: BaseException) -> str:

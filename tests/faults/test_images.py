@@ -303,3 +303,12 @@ def test_predict_takes_as_many_pixels_as_it_is_told(project: Project):
     command = ("ccd", "predict", "a.jpg", "--max-pixels")
     assert "too_large (300 x 200 pixels)" in project.run(*command, "59999", check=False).stderr
     assert not project.run(*command, "60000").returncode
+
+
+def test_a_fault_of_our_own_is_seen_and_no_bad_image(project: Project):
+    code = project / "stages/images/decode.py"
+    code.write_text(code.read_text().replace('layer.size, "white"', 'layer.sise, "white"'))
+    Image.new("RGBA", (20, 20)).save(project / "photos/train/clear.png")
+    done = project.stage("index", check=False)
+    assert "AttributeError" in done.stderr
+    assert "layer.sise" in done.stderr
