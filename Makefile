@@ -6,15 +6,17 @@
 # make deps       write into dvc.yaml what follows from the code
 # make table1     train and judge the methods that the paper compares with, on three seeds
 # make table2     measure what each module of the method adds, on three seeds of the demo world
+# make photographs  the ladder on real photographs: docs/photographs.md; SEEDS=0,1,2 for three trainings
 # make bench      measure the pipeline against the bare model: docs/performance.md
 # make rehearsal  run the paper's networks, with random weights, on drawn JPEGs of VOC's sizes
 
 PYTHON ?= python3
 VENV := .venv
+SEEDS ?= 0
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: demo install test quick faults lint deps table1 table2 bench rehearsal
+.PHONY: demo install test quick faults lint deps table1 table2 photographs bench rehearsal
 
 demo: $(VENV)/installed .dvc/config.local
 	dvc repro
@@ -44,6 +46,9 @@ table1: $(VENV)/installed .dvc/config.local
 
 table2: $(VENV)/installed .dvc/config.local
 	python -m experiments.ablate table2
+
+photographs: $(VENV)/installed .dvc/config.local
+	python -m experiments.photographs --seeds $(SEEDS)
 
 bench: $(VENV)/installed .dvc/config.local
 	python -m bench

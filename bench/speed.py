@@ -21,10 +21,11 @@ from bench.published import look_at_crops
 from stages.images.crops import CropRule
 from stages.images.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from stages.method.objective import Objective, consistency_loss, label_loss
+from stages.models.attention import interpolate_positions
 from stages.models.device import block_size, device
 from stages.models.embedding import box_views, embed_views, whole_image_views
 from stages.models.student import StudentConfig, build_student, logits_of
-from stages.models.teacher import Teacher, interpolate_positions
+from stages.models.teacher import Teacher
 from stages.runtime.job import Job
 from stages.runtime.params import Optimiser
 from stages.runtime.resume import in_blocks
@@ -192,7 +193,7 @@ def training(folder: Path, images: int, size: int, precision: str, rounds: int) 
         classes=tuple(map(str, range(20))),
     )
     labels = torch.rand(images, 20, generator=torch.Generator().manual_seed(0))
-    settings = Optimiser(batch=batch, lr=1e-5, head_lr_factor=10)
+    settings = Optimiser(batch=batch, epoch_steps=0, lr=1e-5, head_lr_factor=10)
     recipe = Recipe(1, settings, 0, positive=0.5, consistency=1.0, jitter=(0.5,) * 4)
     student = build_student(config).to(where)
 

@@ -4,7 +4,8 @@
 
 writes `results/table2.csv`, a line a row and seed, and `results/table2.svg`. What rows have in
 common runs once; an interrupted ablation goes on where it was. `experiments/ablations.py` has them,
-and what each row changes.
+and what each row changes. With `--preset photographs` the
+same for the parameters of that preset, into `results/photographs`.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ def main(
         str,
         typer.Option(help="For figure3: the objects' boxes, unless the demo's, VOC's or COCO's."),
     ] = "",
+    preset: Annotated[
+        str, typer.Option(help="Of `ccd preset`, instead of the parameters that are committed.")
+    ] = "",
 ) -> None:
     """Measure every row with every seed."""
-    params, numbers = prepare(), seed_list(seeds)
+    params, numbers, results = prepare(preset), seed_list(seeds), RESULTS / preset
     known = ablations(params)
     if name not in known:
         raise typer.BadParameter(f"{name}: one of {', '.join(known)}")
@@ -58,8 +62,9 @@ def main(
             part.insert(0, "row", row)
             parts.append(part)
             lines = pd.concat(parts, ignore_index=True)
-            lines.to_csv(RESULTS / f"{name}.csv", index=False, lineterminator="\n")
-    (RESULTS / f"{name}.svg").write_text(drawn(lines, ablation))
+            results.mkdir(exist_ok=True)
+            lines.to_csv(results / f"{name}.csv", index=False, lineterminator="\n")
+    (results / f"{name}.svg").write_text(drawn(lines, ablation))
     print(summary(lines, ablation, params.source.kind).to_string())
 
 

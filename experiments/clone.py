@@ -18,6 +18,7 @@ import typer
 from ruamel.yaml import YAML
 
 from stages.artifacts import GROUND_TRUTH, INDEX
+from stages.command.preset import preset as preset_of
 from stages.runtime.errors import UserError
 from stages.runtime.params import Params
 from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
@@ -28,6 +29,7 @@ DEMO = Path("data/demo")  # what demo/ makes
 DEMO_PARAMS = Path("demo/params.yaml")
 # what a run is made of; a lock only says what the last one gave
 RUN = [str(PARAMS_FILE), "dvc.yaml", "stages", "experiments", "demo", ":(exclude)*dvc.lock"]
+NOBODY = ("-c", "user.name=experiments", "-c", "user.email=")
 # what a user's own files are named by; the root first, since others may lie below it
 OWN = (
     "source.root",
@@ -39,10 +41,14 @@ OWN = (
 )
 
 
-def prepare() -> Params:
-    """A clean checkout of HEAD, with the project's own DVC cache; returns its parameters."""
+def prepare(preset: str = "") -> Params:
+    """A clean checkout of HEAD, with the project's own DVC cache; returns its parameters.
+
+    preset: of which data set, with the recommended recipe, instead of those that are committed.
+    """
     try:
-        params = parse_params(read_yaml(PARAMS_FILE))
+        text = preset_of(preset) if preset else PARAMS_FILE.read_text(encoding="utf-8")
+        params = parse_params(YAML(typ="safe").load(text) if preset else read_yaml(PARAMS_FILE))
     except UserError as error:
         raise SystemExit(str(error)) from None
     if changed := uncommitted():
@@ -54,6 +60,9 @@ def prepare() -> Params:
         subprocess.run(["git", "clone", "-q", ".", str(CLONE)], check=True)
     for step in (["fetch", "-q", "origin", "HEAD"], ["checkout", "-q", "-f", "FETCH_HEAD"]):
         subprocess.run(["git", *step], cwd=CLONE, check=True)
+    if preset:
+        (CLONE / PARAMS_FILE).write_text(text, encoding="utf-8")
+        subprocess.run(["git", *NOBODY, "commit", "-qam", preset], cwd=CLONE, check=True)
     cache = Path(".dvc/cache").resolve()
     subprocess.run([*DVC, "cache", "dir", "--local", str(cache)], cwd=CLONE, check=True)
     for key in OWN:

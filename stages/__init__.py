@@ -15,8 +15,13 @@ artifacts are written), `page/` (the report's). `command/` is for people: the `c
 docs/architecture.md is the map.
 """
 
+import os
 import signal
 import sys
+
+# torch's threads spin while they wait for each other, which on a busy machine takes several times
+# as long as the work itself (docs/performance.md)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # a stage imports for seconds before it begins: until `main` takes over, Ctrl-C just ends it

@@ -19,10 +19,11 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from bench.made_up import write_teacher
+from stages.models.attention import attention_pool, interpolate_positions
 from stages.models.folding import fold_batch_norm
 from stages.models.foreign import load_teacher
 from stages.models.student import Student, StudentConfig, build_student, logits_of, maps_at_scales
-from stages.models.teacher import Teacher, attention_pool, interpolate_positions
+from stages.models.teacher import Teacher
 from stages.models.weights import TeacherNote, load_weights, save_weights
 from stages.runtime.errors import UserError
 from stages.runtime.params import Teacher as TeacherParams

@@ -51,6 +51,7 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ),
     ("student.head", "library", NOTHING, "warmup", "data/warmup/student.safetensors"),
     ("optimiser.batch", 6, NOTHING, "warmup", "data/warmup/student.safetensors"),
+    ("optimiser.epoch_steps", 4, NOTHING, "warmup", "data/warmup/student.safetensors"),
     (
         "global_clip.aspect", "keep", {"global_clip.view_size": 128}, "global_clip",
         "data/global_clip.zarr/embedding/**/*",

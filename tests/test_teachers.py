@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.images.normalise import IMAGENET_MEAN, IMAGENET_STD
+from stages.models.attention import attention_pool, interpolate_positions
 from stages.models.backbones import BackboneConfig, build_backbone
 from stages.models.foreign import (
     keep_tokenizer,
@@ -28,8 +29,6 @@ from stages.models.foreign import (
 from stages.models.teacher import (
     Preprocess,
     Teacher,
-    attention_pool,
-    interpolate_positions,
 )
 from stages.models.weights import TeacherNote, save_weights
 from stages.runtime.errors import UserError
@@ -157,6 +156,23 @@ def test_a_timm_tower_is_resized_by_timm_and_takes_squares_only(tmp_path: Path):
         teacher.prepare(230, "a.b", aspect_kept=False)
     with pytest.raises(UserError, match="keeps the views' aspect, .* takes squares only"):
         teacher.prepare(160, "a.b", aspect_kept=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_base_w", "MobileCLIP-S1"])
+@torch.no_grad()
+def test_a_convolutional_tower_takes_any_shape_and_says_what_open_clip_says(
+    tmp_path: Path, name: str
+):
+    given = open_clip.get_model_config(name)
+    plain = write_local_dir(tmp_path / "model", given | {"text_cfg": TINY_CLIP["text_cfg"]})
+    teacher = Teacher(tmp_path / "model", "cpu")
+    assert teacher.stride == 32
+    for height, width in ((256, 256), (96, 96), (64, 160)):
+        teacher.prepare(max(height, width), "a.b", aspect_kept=True)
+        views = random_views(1, height, width)
+        said = plain.encode_image((views / 255 - 0.5) / 0.25, normalize=True)
+        assert torch.allclose(teacher.embed_images(views), said, atol=1e-5)
 
 
 def test_sizes_that_a_tower_cannot_take_are_refused(tmp_path: Path, finished: Project):

@@ -79,7 +79,7 @@ def test_weights_of_timms_own_names_are_taken_whole(name: str, tmp_path: Path):
         features = network.forward_features(images)
         if features.ndim == 3:
             features = features[:, 1:].transpose(1, 2).reshape(1, -1, size // 16, size // 16)
-        assert torch.allclose(trunk.eval()(images), features, atol=1e-5)
+        assert torch.allclose(trunk.eval()(images), features, atol=1e-4)
 
 
 def test_a_stride_of_16_is_had_where_timm_can_make_it():

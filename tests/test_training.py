@@ -44,6 +44,16 @@ def test_every_image_comes_once_an_epoch_in_an_order_that_follows_from_the_seed(
     assert batches != shuffled_batches(10, 4, 4)
 
 
+def test_few_images_are_passed_over_as_often_as_makes_the_steps_of_an_epoch():
+    batches = shuffled_batches(10, 4, 3, steps=7)
+    assert [len(batch.rows) for batch in batches] == [4, 4, 2] * 3
+    assert batches[:3] == [batch._replace(last=False) for batch in shuffled_batches(10, 4, 3)]
+    assert [batch.last for batch in batches] == [False] * 6 + [True] * 3
+    assert len({batch.seed for batch in batches}) == len({tuple(b.rows) for b in batches}) / 3
+    assert sorted(row for batch in batches[6:] for row in batch.rows) == list(range(10))
+    assert shuffled_batches(10, 4, 3, steps=3) == shuffled_batches(10, 4, 3)
+
+
 def student_with(norm: nn.Module, batch_norm: str) -> Student:
     torch.manual_seed(0)
     config = StudentConfig(

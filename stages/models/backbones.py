@@ -104,17 +104,24 @@ class _TransformerTrunk(nn.Module):
         return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-class _TimmTrunk(nn.Module):
+# of timm's, measured (docs/performance.md); elsewhere it gains nothing, or corrupts memory in the
+# backward pass (fastvit_t8, with torch 2.14)
+FASTER_IN_CHANNELS_LAST = {"EfficientNet", "MobileNetV3", "RepVit"}
+
+
+class TimmTrunk(nn.Module):
     """A network of timm's up to its last features, those of a transformer's patches as a map."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
+        fast = type(network).__name__ in FASTER_IN_CHANNELS_LAST
+        self.layout = torch.channels_last if fast else torch.contiguous_format
         self.others = int(getattr(network, "num_prefix_tokens", 0))  # tokens of no patch
 
     def forward(self, x: Tensor) -> Tensor:
-        # channels last, some (fastvit_t8, with torch 2.14) corrupt memory in their backward pass
-        features: Tensor = self.network.forward_features(x.contiguous())
+        """The features (n, features, rows, columns) of images (n, 3, h, w)."""
+        features: Tensor = self.network.forward_features(x.contiguous(memory_format=self.layout))
         if features.ndim == 4:
             last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
             return features.permute(0, 3, 1, 2) if last else features
@@ -173,7 +180,7 @@ def _of_timm(config: BackboneConfig) -> tuple[nn.Module, int]:
     for given in options:
         try:
             network: Any = timm.create_model(name, pretrained=False, num_classes=0, **given)
-            trunk = _TimmTrunk(network).eval()
+            trunk = TimmTrunk(network).eval()
             with torch.no_grad():
                 features = trunk(torch.zeros(1, 3, side, side))
         except Exception as error:  # each family knows other options and sizes, and says so its way

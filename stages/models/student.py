@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.images.normalise import normalise
-from stages.models.backbones import BackboneConfig, build_backbone
+from stages.models.backbones import BackboneConfig, TimmTrunk, build_backbone
 from stages.models.device import batch_size, move
 from stages.models.folding import fold_batch_norm
 from stages.models.weights import load_weights
@@ -113,7 +113,7 @@ def logits_of(maps: Tensor) -> Tensor:
 
 
 def build_student(config: StudentConfig) -> Student:
-    """An untrained student, channels last but for networks of timm's.
+    """An untrained student, channels last but for the networks of timm's that gain nothing by it.
 
     Its head is torch's own (library) or expects one positive class an image (prior).
     """
@@ -125,8 +125,8 @@ def build_student(config: StudentConfig) -> Student:
         assert student.head.bias is not None
         nn.init.constant_(student.head.bias, float(torch.logit(rate)))
     student.to(memory_format=torch.channels_last)
-    if config.arch.startswith("timm/"):
-        student.backbone.to(memory_format=torch.contiguous_format)
+    if isinstance(backbone, TimmTrunk):
+        backbone.to(memory_format=backbone.layout)
     return student
 
 

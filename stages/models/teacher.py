@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
 from open_clip import create_model, get_tokenizer
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import VisionTransformer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from stages.images.normalise import normalise
+from stages.models.attention import attention_pool, interpolate_positions
 from stages.models.device import batch_size, move
 from stages.models.folding import fold_batch_norm
 from stages.models.weights import TeacherNote, read_verified
@@ -126,19 +127,29 @@ class Teacher:
             self.stride = 32
         elif isinstance(self.tower, VisionTransformer):
             self.stride = int(self.tower.patch_size[0])
+        else:
+            self.stride = stride_of(self.tower, device)
         self.precision: torch.dtype = getattr(torch, precision)
+        self.tower.to(memory_format=torch.channels_last)  # folding then looks at it in this layout
         self._positions: dict[tuple[int, int], Tensor] = {}
         if isinstance(self.tower, ModifiedResNet):
             # the last bits of a double are lost when the embedding is rounded, so that it does not
             # depend on the batch; a convolution's result does not, on a CPU
             pool = torch.float64 if device == "cpu" else torch.float32
             self._pool = deepcopy(self.tower.attnpool).to(pool)
-            noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
-            if not fold_batch_norm(self.tower, lambda: self.embed_inputs(noise * 2 - 1)):
-                say("the teacher does not say the same when folded: it stays as it is, slower")
+            self._fold(64)
         elif isinstance(self.tower, VisionTransformer):
             self._table = self.tower.positional_embedding.detach().clone()
-        self.tower.to(self.precision, memory_format=torch.channels_last)
+        elif self.stride is not None:
+            self._fold(2 * self.stride)
+        self.tower.to(self.precision)
+
+    def _fold(self, side: int) -> None:
+        noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        if not fold_batch_norm(
+            self.tower, lambda: self.embed_inputs(noise.to(self.device) * 2 - 1)
+        ):
+            say("the teacher does not say the same when folded: it stays as it is, slower")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -156,6 +167,8 @@ class Teacher:
                     f"`{key}` keeps the views' aspect, but this teacher's tower takes squares only"
                 )
             self._resize(size, key)
+        elif self._is_native(size) and not aspect_kept:
+            pass  # a convolutional tower's own square need not be a multiple of its stride
         elif size % self.stride or size < self.stride:
             raise UserError(
                 f"`{key}` is {size}; it must be a multiple of the tower's stride, {self.stride}"
@@ -166,16 +179,19 @@ class Teacher:
             self.device, size, lambda count: self.embed_images(torch.zeros(count, 3, size, size))
         )
 
+    def _is_native(self, size: int) -> bool:
+        native = self.tower.image_size
+        return (tuple(native) if isinstance(native, Iterable) else (native, native)) == (size, size)
+
     def _resize(self, size: int, key: str) -> None:
         """Set a timm tower to squares of `size`, by timm's own means."""
-        native = self.tower.image_size
-        native = tuple(native) if isinstance(native, Iterable) else (native, native)
-        if native == (size, size):
+        if self._is_native(size):
             return
+        native = self.tower.image_size
         trunk: Any = getattr(self.tower, "trunk", None)
         if not hasattr(trunk, "set_input_size"):
             raise UserError(
-                f"`{key}` is {size}, but this teacher's tower takes views of {native[0]} only"
+                f"`{key}` is {size}, but this teacher's tower takes views of {native} only"
             )
         patch = trunk.patch_embed.patch_size[0]
         if size % patch:
@@ -239,43 +255,19 @@ class Teacher:
         return int((longer != 0).sum()) > context
 
 
-def interpolate_positions(
-    table: Tensor, height: int, width: int, mode: Literal["bilinear", "bicubic"]
-) -> Tensor:
-    """A tower's positional embedding, for a grid of another size.
+@torch.inference_mode()
+def stride_of(tower: Any, device: str) -> int | None:
+    """Pixels a cell of the grid of a timm tower that takes images of any shape, as convolutions do.
 
-    table: (side * side + 1, dim), the mean or class token's first. That one is kept, the others are
-    interpolated as a picture: bilinearly for an attention pool, as the paper's code does, or
-    bicubically with antialiasing, as open_clip does for a transformer. Returns
-    (height * width + 1, dim).
+    None for one that takes squares of one size: it has positions, or windows, of its own.
     """
-    side = round((len(table) - 1) ** 0.5)
-    if (height, width) == (side, side):
-        return table
-    grid = table[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(
-        grid, size=(height, width), mode=mode, align_corners=False, antialias=mode == "bicubic"
-    )
-    return torch.cat([table[:1], grid.flatten(2)[0].T])
-
-
-def attention_pool(pool: AttentionPool2d, features: Tensor, positions: Tensor) -> Tensor:
-    """open_clip's attention pooling of `features` (n, dim, h, w), with the positions given.
-
-    Only the mean token asks, since only its answer is used. So its question is brought to the
-    tokens' space, and the attended tokens, not all of them, to that of the values: the same sums in
-    another order, dim / heads times fewer. Computes in the pool's precision. Returns (n, output).
-    """
-    weight = pool.q_proj.weight
-    tokens = features.to(weight.dtype).flatten(2).transpose(1, 2)
-    tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + positions
-    heads, dim = pool.num_heads, tokens.shape[-1]
-    question = pool.q_proj(tokens[:, 0]).view(-1, heads, dim // heads)
-    key = pool.k_proj.weight.view(heads, dim // heads, dim)
-    value = pool.v_proj.weight.view(heads, dim // heads, dim)
-    sought = torch.einsum("nhe,hed->nhd", question, key) * (dim // heads) ** -0.5
-    attention = torch.einsum("nhd,ntd->nht", sought, tokens).softmax(dim=-1)
-    attended = torch.einsum("nht,ntd->nhd", attention, tokens)
-    answer = torch.einsum("nhd,hed->nhe", attended, value).flatten(1) + pool.v_proj.bias
-    pooled: Tensor = pool.c_proj(answer)
-    return pooled
+    trunk = getattr(tower, "trunk", None)
+    features = getattr(trunk, "feature_info", None)
+    if not features or getattr(trunk, "pos_embed", None) is not None:
+        return None
+    stride = int(features[-1]["reduction"])
+    try:
+        tower(torch.zeros(1, 3, 2 * stride, 3 * stride, device=device))
+    except (AssertionError, RuntimeError, ValueError):  # timm's and torch's words for a wrong shape
+        return None
+    return stride

@@ -158,6 +158,7 @@ class Bias(Section):
 
 class Optimiser(Section):
     batch: Count
+    epoch_steps: Annotated[int, Field(ge=0)]
     lr: Positive
     head_lr_factor: Positive
 

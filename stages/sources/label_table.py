@@ -17,15 +17,17 @@ from stages.sources.coco import read_annotations
 from stages.sources.photograph import columns_of, lines_of
 
 KEY = "source.labels"
+CELLS = {"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "": np.nan}
 PART = 4096  # rows of a CSV that are read at a time
 
 
 def labels(path: str, classes: list[str]) -> pd.DataFrame:
     """The labels in `path`, by its suffix; no rows for `data/none`.
 
-    .csv: `image_id` and a 0/1 column a class. .txt: lines of `image_id class class …`, a class by
-    its name or by its number in the class list, from 0. .json: COCO's form, an image's id being
-    its `file_name`; an image without an annotation shows none of the classes.
+    .csv: `image_id` and a 0/1 column a class, NaN where a cell is empty: not judged. .txt: lines of
+    `image_id class class …`, a class by its name or by its number in the class list, from 0. .json:
+    COCO's form, an image's id being its `file_name`; an image without an annotation shows none of
+    the classes.
     """
     if path == NONE:
         return table([], np.zeros((0, len(classes))), classes)
@@ -61,7 +63,7 @@ def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
             parts = pd.read_csv(
                 path,
-                dtype={"image_id": str},
+                dtype=str,
                 keep_default_na=False,
                 index_col=False,
                 chunksize=PART,
@@ -75,13 +77,15 @@ def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
 def _checked(rows: pd.DataFrame, path: str, classes: list[str]) -> pd.DataFrame:
     """Some rows of a CSV, as labels."""
     for name in classes:
-        values = rows[name].astype(str)
-        wrong = rows.index[~values.isin({"0", "1", "0.0", "1.0"})]
+        values = rows[name]
+        wrong = rows.index[~values.isin(CELLS)]
         if len(wrong):
             raise UserError(
-                f"{path}, row {wrong[0] + 2}: {name} is {values[wrong[0]]!r}, neither 0 nor 1"
+                f"{path}, row {wrong[0] + 2}: {name} is {values[wrong[0]]!r}, neither 0 nor 1, nor "
+                "empty where it is not known"
             )
-    return rows[["image_id", *classes]].astype(dict.fromkeys(classes, "int8"))
+    known = {name: rows[name].map(CELLS).astype("float32") for name in classes}
+    return rows[["image_id"]].assign(**known)
 
 
 def _from_lines(path: str, classes: list[str]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -27,10 +28,14 @@ class Augmentation(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows of the images, and the epoch's seed, from which their augmentation follows."""
+    """Rows of the images, and a seed, from which their augmentation follows.
+
+    last: of the epoch's passes over the images, whose predictions count.
+    """
 
     rows: list[int]
     seed: int
+    last: bool = True
 
 
 class TrainingImages:
@@ -47,16 +52,21 @@ class TrainingImages:
         self, batches: list[Batch], place: ranks.Place
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The weak and strong views of this rank's share of each batch."""
-        own = [Batch(share(b.rows, place.rank, place.ranks)[0], b.seed) for b in batches]
+        own = [b._replace(rows=share(b.rows, place.rank, place.ranks)[0]) for b in batches]
         make = partial(training_views, self.files, self.augmentation, self.decoded)
         return prefetch(make, own)
 
 
-def shuffled_batches(images: int, size: int, seed: int) -> list[Batch]:
-    """The batches of an epoch: rows in random order."""
-    rng = torch.Generator().manual_seed(seed)
-    order = torch.randperm(images, generator=rng).tolist()
-    return [Batch(list(rows), seed) for rows in split_batches(order, size)]
+def shuffled_batches(images: int, size: int, seed: int, steps: int = 0) -> list[Batch]:
+    """The batches of an epoch: rows in random order, as often as makes at least so many `steps`."""
+    passes = max(1, math.ceil(steps / math.ceil(images / size)))
+    batches = []
+    for number in range(passes):
+        own = mix_seeds(seed, number) if number else seed
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(own)).tolist()
+        last = number == passes - 1
+        batches += [Batch(list(rows), own, last) for rows in split_batches(order, size)]
+    return batches
 
 
 def training_views(

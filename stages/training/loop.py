@@ -151,7 +151,7 @@ class Trainer:
         )
 
     def epoch(self, number: int, images: TrainingImages) -> EpochRecord:
-        """One pass over the photographs, `number` counting from 1, and how it went.
+        """One pass over the photographs, or more, and how it went; `number` counts from 1.
 
         The predictions that it is judged by are those that each image's weak view had when it was
         its turn: a pass of their own would cost as much as a third of the training.
@@ -159,25 +159,28 @@ class Trainer:
         stage = zlib.crc32(self.job.stage.encode())
         seed = mix_seeds(self.recipe.seed, stage, number - 1)
         torch.manual_seed(seed + self.job.rank)  # of what is random in the network itself
-        batches = shuffled_batches(len(self.rows), self.recipe.optimiser.batch, seed)
+        how = self.recipe.optimiser
+        batches = shuffled_batches(len(self.rows), how.batch, seed, how.epoch_steps)
+        seen = sum(len(batch.rows) for batch in batches)
         place = ranks.place()
         views = images.views(batches, place)
         predicted = torch.zeros_like(self.objective.labels, dtype=torch.float32)
         totals = torch.zeros(2, device=self.fabric.device)
         set_training_mode(self.network, self.student.config.batch_norm)
         title = f"{self.job.stage} epoch {number}/{self.recipe.epochs}"
-        with meter(title, "images", len(self.rows)) as progress:
+        with meter(title, "images", seen) as progress:
             for batch in batches:
                 own, _ = share(batch.rows, place.rank, place.ranks)
                 losses, logits = self.step(batch, number, *next(views))
                 # a batch of fewer images than ranks was looked at by all: the first counts it
                 if place.rank == 0 or len(own) < len(batch.rows):
                     totals += losses
-                    predicted[own] = logits
+                    if batch.last:
+                        predicted[own] = logits
                 progress.advance(len(batch.rows))
         predicted = sum_over_ranks(self.fabric, predicted)
         self.objective.end_epoch(predicted, number)
-        label_loss, consistency = (sum_over_ranks(self.fabric, totals) / len(self.rows)).tolist()
+        label_loss, consistency = (sum_over_ranks(self.fabric, totals) / seen).tolist()
         return self._record(number, label_loss, consistency, predicted.cpu().numpy())
 
     def step(

@@ -1,0 +1,65 @@
+"""The ladder on real photographs, over several seeds of training: docs/photographs.md.
+
+    python -m experiments.photographs --seeds 0,1,2
+
+runs `ccd preset photographs`, writes `results/photographs/ladder.csv`, a line a rung and seed, and
+prints their means. What is finished is kept: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from experiments.clone import must_be_judged, prepare, reproduce, seed_list
+
+NAME = "photographs"
+RESULT = Path("results") / NAME / "ladder.csv"
+DATA = Path("data") / NAME
+ENOUGH = 9  # positives in the test split: the average precision of fewer says little
+
+
+def main(
+    seeds: Annotated[str, typer.Option(help="Of the training, by comma.")] = "0,1,2",
+    folder: Annotated[
+        Path, typer.Option(help="With photos/, labels.csv, classes.txt, teacher/ and student/.")
+    ] = Path("../shared/real"),
+) -> None:
+    """Run the pipeline with every seed, and show what each rung came to."""
+    if not DATA.exists():
+        if not (folder / "photos").is_dir():
+            raise SystemExit(f"{folder} holds no photos/: --folder says where the photographs are")
+        DATA.symlink_to(folder.resolve())
+    numbers = seed_list(seeds)
+    prepare(NAME)
+    must_be_judged(numbers[0])
+    parts = []
+    for seed in numbers:
+        done = reproduce(seed, {}, "evaluate") / "results"
+        part = ladder(pd.read_csv(done / "ladder.csv"), pd.read_csv(done / "per_class.csv"))
+        part.insert(0, "seed", seed)
+        parts.append(part)
+        lines = pd.concat(parts, ignore_index=True)
+        RESULT.parent.mkdir(exist_ok=True)
+        lines.to_csv(RESULT, index=False, lineterminator="\n")
+    print(summary(lines).to_string())
+
+
+def ladder(rungs: pd.DataFrame, classes: pd.DataFrame) -> pd.DataFrame:
+    """The rungs of a run, with the mean over the classes of enough test positives as `common`."""
+    common = classes[classes["test_positives"] >= ENOUGH]
+    means = {str(rung): round(float(common[f"{rung}_AP"].mean()), 2) for rung in rungs["rung"]}
+    return rungs[["rung", "split", "mAP", "micro_AP"]].assign(common=rungs["rung"].map(means))
+
+
+def summary(lines: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over the seeds of every rung's figures."""
+    of_rung = lines.groupby(["rung", "split"], sort=False)[["common", "mAP", "micro_AP"]]
+    return of_rung.agg(["mean", "std"]).round(2)
+
+
+if __name__ == "__main__":
+    typer.run(main)
