@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.runtime import ranks
 from stages.runtime.errors import UserError
-from stages.runtime.machine import number
+from stages.runtime.machine import keep_memory, number
 
 CPU_PIXELS = 2_000_000
 
@@ -33,6 +33,8 @@ def device() -> str:
         torch.empty(0, device=asked)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"CCD_DEVICE={asked}: {' '.join(str(error).split())[:200]}") from None
+    if asked == "cpu":
+        keep_memory()
     if asked.startswith("cuda:"):
         torch.cuda.set_device(asked)  # what does not name one, as pinned memory, takes this
     return asked
