@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import artifacts
-from stages.artifacts import BIAS, GLOBAL_CLIP, INITIAL_LABELS
+from stages.artifacts import BIAS, CLASS_TEXT, GLOBAL_CLIP, INITIAL_LABELS
 from stages.runtime.errors import UserError
 from stages.storage import tables
 from stages.storage.arrays import Rows, read_store, write_store
@@ -80,6 +80,15 @@ def test_an_artifact_of_another_index_is_refused():
     for read, what in ((read_table, INITIAL_LABELS), (read_store, GLOBAL_CLIP)):
         with pytest.raises(UserError, match="made from another index"):
             read(what, "y")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_value_that_is_not_finite_is_written(value):
+    ids = pd.DataFrame({"image_id": ["a"]})
+    with pytest.raises(UserError, match="x of a would be"):
+        write_table(INITIAL_LABELS, class_table(ids, np.float32([[value]]), ["x"]), {}, Path())
+    with pytest.raises(UserError, match="not finite"):
+        write_store(CLASS_TEXT, {"embedding": np.float32([[value]])}, {}, Path())
 
 
 def test_an_absent_artifact_says_how_to_make_it():

@@ -12,13 +12,14 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stages.runtime.errors import UserError
 from stages.runtime.fingerprint import declaration
 from stages.runtime.job import Job, execute
 from stages.runtime.params import Params
-from stages.runtime.resume import in_blocks, write_durably
+from stages.runtime.resume import _whole, in_blocks, write_durably
 from tests.conftest import Project, as_ordinary_processes, wait_for
 
 OUTPUTS = {
@@ -185,7 +186,7 @@ def test_an_orphan_of_a_killed_dvc_is_named_and_its_work_is_used(
     assert "resuming after epoch" in third.stderr + third.stdout
 
 
-@pytest.mark.parametrize("edit", ["parameter", "code"])
+@pytest.mark.parametrize("edit", ["parameter", "code", "input"])
 def test_what_was_edited_meanwhile_publishes_nothing(
     warm_ready: Project, ready: Project, edit: str
 ):
@@ -197,6 +198,7 @@ def test_what_was_edited_meanwhile_publishes_nothing(
     files = {
         "parameter": ready / "params.yaml",
         "code": ready / "stages/training/loop.py",
+        "input": ready / "data/pseudo_labels.parquet",
     }
     content = files[edit].read_bytes()
     if edit == "parameter":
@@ -241,6 +243,19 @@ def test_a_damaged_block_is_computed_again(warm_ready: Project):
     block.write_bytes(block.read_bytes()[:-30])
     assert "is damaged; computing it again" in warm_ready.stage("global_clip", **SMALL).stderr
     assert warm_ready.digests(*OUTPUTS["global_clip"]) == expected
+
+
+def test_no_flipped_bit_of_a_block_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    job, rows = Job("bias", "x"), np.arange(3.0, dtype=np.float32)
+    file = next(iter(in_blocks(job, 3, 3, "rows", lambda _: iter([{"x": rows}])).files))
+    content = file.read_bytes()
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        if _whole(file, 3):
+            assert np.load(file)["x"].tolist() == rows.tolist()
 
 
 def test_a_damaged_epoch_costs_that_epoch_alone(warm_ready: Project):

@@ -35,18 +35,16 @@ Part = tuple[Floats, Floats]  # features (images, dim) and labels (images, class
 class Sums(NamedTuple):
     """Sums over images: their number, of f, f f', q and q f'."""
 
-    count: int
+    images: int
     features: Doubles
     products: Doubles
     labels: Doubles
     weighed: Doubles
 
-    def __add__(self, other: object) -> Sums:
-        assert isinstance(other, Sums)
-        return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-    def __sub__(self, other: Sums) -> Sums:
-        return Sums(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+    def less(self, others: Sums) -> Sums:
+        """Of the images that are not among the others."""
+        rest = (mine - theirs for mine, theirs in zip(self[1:], others[1:], strict=True))
+        return Sums(self.images - others.images, *rest)
 
 
 class Directions(NamedTuple):
@@ -73,11 +71,11 @@ def sums_of(features: Floats, labels: Floats) -> Sums:
 
 def directions_of(sums: Sums) -> Directions:
     """What the head follows from, whatever the shrinkage."""
-    mean = sums.features / sums.count
-    covariance = sums.products / sums.count - np.outer(mean, mean)
+    mean = sums.features / sums.images
+    covariance = sums.products / sums.images - np.outer(mean, mean)
     variances, axes = np.linalg.eigh(covariance)
     mass = sums.labels[:, None]
-    rest = sums.count - mass
+    rest = sums.images - mass
     usable = np.minimum(mass, rest) > LEAST_MASS
     with_class = np.where(usable, sums.weighed / np.where(usable, mass, 1), mean)
     without = np.where(usable, (sums.features - sums.weighed) / np.where(usable, rest, 1), mean)
@@ -156,7 +154,7 @@ def log_loss(logits: Doubles, labels: Floats) -> float:
 
 def classes_without_mass(sums: Sums) -> list[int]:
     """The classes for which no head can be fitted: no label speaks for them, or none against."""
-    mass = np.minimum(sums.labels, sums.count - sums.labels)
+    mass = np.minimum(sums.labels, sums.images - sums.labels)
     return [int(c) for c in np.flatnonzero(mass <= LEAST_MASS)]
 
 
@@ -187,7 +185,7 @@ def fit_by_likelihood(
     everything = add_up(of_fold)
     out = np.zeros((len(shrinkages), *labels.shape))
     for place, own in zip(places, of_fold, strict=True):
-        of = directions_of(everything - own if folds > 1 else everything)
+        of = directions_of(everything.less(own) if folds > 1 else everything)
         for number, shrinkage in enumerate(shrinkages):
             out[number, place] = logits_of(head_of(of, shrinkage), features[place])
     calibrations = [calibrate(logits, labels) for logits in out]
@@ -203,10 +201,8 @@ def fit_by_likelihood(
 
 def add_up(sums: Iterable[Sums]) -> Sums:
     """Of all images, from those of parts."""
-    first, *others = sums
-    for other in others:
-        first = first + other
-    return first
+    images, *others = zip(*sums, strict=True)
+    return Sums(sum(images), *(np.sum(each, axis=0) for each in others))
 
 
 def _sigmoid(x: Doubles) -> Doubles:

@@ -195,7 +195,11 @@ def _execute(
     for other in (HOME / job.stage).iterdir():
         if other.is_dir() and other != job.scratch:
             shutil.rmtree(other)
-    run(params, job)
+    try:
+        run(params, job)
+    except OSError:  # what it wrote would fill the disk that may be full
+        shutil.rmtree(job.staging, ignore_errors=True)
+        raise
     parse_params(again := read_yaml(PARAMS_FILE))
     if fingerprint(declare(again), again) != job.fingerprint:
         raise UserError(

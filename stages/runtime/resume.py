@@ -184,7 +184,8 @@ def _whole(file: Path, rows: int) -> bool:
 def _load(file: Path, *names: str) -> Arrays:
     """The arrays of a block, or those of some names."""
     try:
-        with np.load(file, allow_pickle=False) as content:
+        # from memory: a damaged archive may ask for a place before the file's begin
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
             return {name: content[name] for name in names or content.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, RuntimeError):
         raise DamagedBlock(errno.EIO, "a finished block is damaged", str(file)) from None

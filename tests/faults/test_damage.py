@@ -77,8 +77,9 @@ def test_the_stages_and_artifacts_are_all_enumerated():
 def test_what_lies_beside_an_artifact_is_not_taken_for_a_part_of_it(project: Project):
     """As a partial file of a copy that was broken off."""
     expected = outputs(project, "bias")
-    for place in ("data/global_clip.zarr/embedding/c/0/0.partial", "data/.bias.parquet.new"):
+    old = "data/.initial_labels.parquet.old"
+    for place in ("data/global_clip.zarr/embedding/c/0/0.partial", old):
         (project / place).write_bytes(b"half")
     project.stage("bias")
     assert outputs(project, "bias") == expected
-    assert not (project / "data/.bias.parquet.new").exists()
+    assert not (project / old).exists()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from stages.command.cli import _as_csv
 from stages.command.deps import ROOT
 from stages.images.decode import inspect
 from stages.index import photographs
@@ -21,8 +24,11 @@ from stages.sources import voc
 from stages.sources.class_list import class_list
 from stages.sources.coco import read_annotations
 from stages.sources.label_table import labels
+from stages.storage.tables import read_csv, write_csv
 from tests.conftest import Project, write_photos
 from tests.faults.conftest import refusal
+
+Form = Literal["NFC", "NFD"]
 
 
 def said_of(read, *arguments) -> str:
@@ -86,6 +92,12 @@ def test_classes_called_none_na_or_007_keep_their_names_everywhere(project: Proj
     assert list(shown[0]["probabilities"]) == names
 
 
+def test_a_table_of_the_pipelines_own_keeps_such_names(tmp_path: Path):
+    names = ["None", "NA", "007", "null", "nan", ""]
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"class": names, "AP": 1.5}))
+    assert read_csv(tmp_path / "a.csv")["class"].tolist() == names
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -131,9 +143,10 @@ def test_half_a_character_in_a_name_is_refused(project: Project):
     assert "holds a control character" in refusal(project.stage("index", check=False))
 
 
-def test_a_class_that_is_a_formula_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("first", "=+-@")
+def test_a_class_that_is_a_formula_is_refused(tmp_path: Path, first: str):
     path = tmp_path / "classes.txt"
-    path.write_text("=cmd|'/c calc'!A1 = cat\n")
+    path.write_text(f"{first}cmd|'/c calc'!A1 = cat\n")
     assert "would be a formula for a spreadsheet" in said_of(class_list, str(path))
 
 
@@ -146,12 +159,26 @@ def test_no_cell_of_the_predictions_is_a_formula(project: Project):
     assert (project / cells[0]).exists()
 
 
+@pytest.mark.parametrize("first", "=+-@\t\r")
+def test_no_column_and_no_reason_is_a_formula(first: str):
+    row = {"image": "a.jpg", "status": "unreadable", "error": f"{first}1", f"{first}dog": 0.5}
+    text = _as_csv(pd.DataFrame([row]))
+    assert next(csv.reader([text.splitlines()[0]]))[3].startswith("'")
+    assert f"'{first}1" in text
+
+
 def test_names_cannot_drive_the_terminal(project: Project):
     name = "photos/train/\x1b[2J\x1b]0;owned\x07.jpg"
     (project / name).write_bytes(b"no image")
     done = project.run("ccd", "predict", name, check=False)
     assert "\\x1b[2J" in refusal(done)
     assert "\x1b" not in done.stderr
+    gone = project.run("ccd", "predict", name + ".jpg", check=False)
+    assert "\\x1b[2J" in refusal(gone, 1, 2)
+    (project / "photos/train/a.\x1b[2j").write_bytes(b"-")
+    passed_over = project.stage("index").stderr
+    assert "\\x1b[2j" in passed_over
+    assert "\x1b" not in passed_over
 
 
 def test_long_foreign_text_loses_its_middle():
@@ -213,10 +240,13 @@ def test_a_file_that_dvc_knows_of_is_left_to_dvc(project: Project):
     """As with `dvc repro --allow-missing`: by a .dvc file, or as what a stage makes."""
     (project / "elsewhere.dvc").write_text("outs:\n- path: elsewhere\n")
     (project / "made").mkdir()
-    stages = {"a": {"cmd": "x", "outs": ["photos2"]}, "b": {"foreach": [1], "do": {"outs": None}}}
+    stages = {
+        "a": {"cmd": "x", "outs": ["photos2"]},
+        "b": {"foreach": [1], "do": {"outs": ["photos3"]}},
+    }
     YAML().dump({"stages": stages}, project / "made/dvc.yaml")
     (project / "photos/dvc.yaml").write_text("")
-    for root in ("elsewhere", "elsewhere/below", "made/photos2"):
+    for root in ("elsewhere", "elsewhere/below", "made/photos2", "made/photos3"):
         project.set(source__root=root)
         project.stage("check")
 
@@ -230,15 +260,20 @@ def test_a_stage_takes_no_arguments_and_does_not_run_for_them(project: Project):
     assert (project / "data/bias.parquet").read_bytes() == before
 
 
-def test_names_that_differ_in_how_accents_are_written_are_named(project: Project):
+@pytest.mark.parametrize(("here", "there"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_that_differ_in_how_accents_are_written_are_named(
+    project: Project, here: Form, there: Form
+):
     photo = project / "photos/test/00000.jpg"
-    photo.rename(photo.with_name(unicodedata.normalize("NFD", "é.jpg")))
-    truth = project / "truth.csv"
-    truth.write_text(truth.read_text().replace("test/00000.jpg", "test/é.jpg"))
+    photo.rename(photo.with_name(unicodedata.normalize(here, "é.jpg")))
+    truth, named = project / "truth.csv", unicodedata.normalize(there, "é.jpg")
+    truth.write_text(truth.read_text().replace("test/00000.jpg", f"test/{named}"))
     project.stage("index")
     done = project.stage("ground_truth")
     assert "1 labelled images are not in the index, and left out" in done.stderr
-    assert "'test/é.jpg' differs from an image's id only in how accents are written" in done.stderr
+    assert (
+        f"'test/{named}' differs from an image's id only in how accents are written" in done.stderr
+    )
 
 
 def test_labelled_images_without_a_positive_are_not_called_unlabelled(project: Project):
