@@ -38,6 +38,7 @@ INDEPENDENT: Changes = BIASED | {
     "labels.centre": "none",
     "fuse_labels.no_view": "keep",
 }
+FITTED: Changes = {"warmup.head": "closed_form", "warmup.epochs": 0}
 LAST_EPOCH: Changes = {"train.stop": "last_epoch"}
 AROUND, EXACT = "data/objects_around.csv", "data/objects_exact.csv"
 FIRST = "data/first_classifier"
@@ -96,6 +97,16 @@ def ablations(params: Params) -> dict[str, Ablation]:
         "figure7": Ablation(
             _curve("cam_boxes.cam_threshold", [0.5, 0.7, 0.85, 0.95, 0.99]),
             axis="threshold of the class activation map",
+        ),
+        "heads": Ablation(
+            {
+                "by gradient": {},
+                "fitted after the training": {"train.head": "closed_form"},
+                "fitted after the warm-up": {"warmup.head": "closed_form"},
+                "fitted instead of the warm-up": FITTED,
+                "fitted instead of the warm-up, and after the training": FITTED
+                | {"train.head": "closed_form"},
+            },
         ),
         "extensions": Ablation(
             {

@@ -30,6 +30,7 @@ from stages.runtime.progress import say
 from stages.storage.index import read_index, usable
 from stages.storage.provenance import check_sums, write_sums
 from stages.storage.tables import class_columns, class_values, read_csv, read_table, write_csv
+from stages.training.head import fit_head
 from stages.training.loop import Recipe, Trainer
 from stages.training.state import History, first_state, read_checkpoint
 
@@ -72,8 +73,11 @@ def run(params: Params, job: Job) -> None:
     history["kept"] = (history["epoch"] == kept).astype(int)
     if best is not None:
         state = read_checkpoint(job, kept)
-    config = config.model_copy(update={"epoch": kept})
-    save_weights(job.staging / STUDENT, state.weights, config)
+    student.load_state_dict(state.weights)
+    if params.train.head == "closed_form" and job.rank == 0:
+        fit_head(job.stage, student, rows, class_values(PSEUDO_LABELS, labels))
+    config = student.config.model_copy(update={"epoch": kept})
+    save_weights(job.staging / STUDENT, student.state_dict(), config)
     write_csv(job.staging / TRAIN_HISTORY, history)
     write_sums((job.staging / TRAIN_HISTORY).parent)
 

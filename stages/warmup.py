@@ -27,6 +27,7 @@ from stages.runtime.params import Params
 from stages.storage.index import read_index, usable
 from stages.storage.provenance import write_sums
 from stages.storage.tables import class_columns, class_values, read_table, write_csv
+from stages.training.head import fit_head
 from stages.training.loop import Recipe, Trainer
 from stages.training.state import first_state
 
@@ -60,7 +61,12 @@ def run(params: Params, job: Job) -> None:
     state = first_state(student.state_dict())
     for latest in Trainer(job, student, rows, objective, recipe).states(moments={}):
         state = latest
-    save_weights(job.staging / WARMUP_STUDENT, state.weights, config)
+    weights = state.weights
+    if params.warmup.head == "closed_form" and job.rank == 0:
+        student.load_state_dict(weights)
+        fit_head(job.stage, student, rows, class_values(INITIAL_LABELS, labels))
+        weights, config = student.state_dict(), student.config
+    save_weights(job.staging / WARMUP_STUDENT, weights, config)
     save_weights(job.staging / WARMUP_OPTIMISER, state.moments, Note(index=digest))
     history = pd.DataFrame(state.history, columns=COLUMNS)
     write_csv(job.staging / WARMUP_HISTORY, history)

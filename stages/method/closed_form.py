@@ -15,6 +15,7 @@ from sums over the images, which are taken a part at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from stages.runtime.types import Floats
 SHRINKAGES = tuple(float(s) for s in np.logspace(-4, 1.5, 40))
 LEAST_MASS = 1e-6  # of a class's labels, and of their complements, or there is no head for it
 FOLDS = 4
+SAMPLE = 20_000  # images by which the shrinkage is chosen
 STEPS = 50  # of Newton's method, at most
 
 Doubles = npt.NDArray[np.float64]
@@ -159,44 +161,65 @@ def classes_without_mass(sums: Sums) -> list[int]:
 
 
 class Fitted(NamedTuple):
-    """head: calibrated. out_of_fold: logits (images, classes) of heads that did not see the image.
+    """head: calibrated. losses: what each of the shrinkages had out of fold.
 
-    losses: what each of the shrinkages had out of fold; that of the least is `shrinkage`.
+    absent: the classes without a head of their own.
     """
 
     head: Head
     shrinkage: float
     losses: list[float]
-    out_of_fold: Doubles
+    absent: list[int]
 
 
 def fit_by_likelihood(
-    features: Floats, labels: Floats, shrinkages: Sequence[float] = SHRINKAGES, folds: int = FOLDS
+    parts: Iterable[Part],
+    images: int,
+    shrinkages: Sequence[float] = SHRINKAGES,
+    sample: int = SAMPLE,
 ) -> Fitted:
     """The head at the shrinkage whose out-of-fold logits, calibrated, make the labels likeliest.
 
-    Image i is in fold i modulo `folds`. No label is needed but those to be learned. Each fold's
-    covariance is decomposed once for all shrinkages. The logits of the head are calibrated by the
-    out-of-fold ones, which do not know the labels that they are compared with.
+    parts: all `images` in order, looked at once. Image i is in fold i modulo FOLDS; of a great many
+    the shrinkage and the calibration are chosen on about `sample`. No label is needed but those to
+    be learned. Each fold's covariance is decomposed once for all shrinkages.
     """
-    folds = min(folds, len(features))
-    places = [np.arange(fold, len(features), folds) for fold in range(folds)]
-    of_fold = [sums_of(features[place], labels[place]) for place in places]
-    everything = add_up(of_fold)
-    out = np.zeros((len(shrinkages), *labels.shape))
-    for place, own in zip(places, of_fold, strict=True):
-        of = directions_of(everything.less(own) if folds > 1 else everything)
-        for number, shrinkage in enumerate(shrinkages):
-            out[number, place] = logits_of(head_of(of, shrinkage), features[place])
-    calibrations = [calibrate(logits, labels) for logits in out]
+    every = max(1, math.ceil(images / sample))
+    of_fold: list[list[Sums]] = [[] for _ in range(FOLDS)]
+    kept: list[list[Part]] = [[] for _ in range(FOLDS)]
+    start = 0
+    for features, labels in parts:
+        place = np.arange(start, start + len(features))
+        start += len(features)
+        for fold in range(FOLDS):
+            own = place % FOLDS == fold
+            if own.any():
+                more = sums_of(features[own], labels[own])
+                of_fold[fold] = [add_up([*of_fold[fold], more])]
+            some = own & (place // FOLDS % every == 0)
+            kept[fold].append((features[some], labels[some]))
+    folds = [sums[0] for sums in of_fold if sums]
+    everything = add_up(folds)
+    held_out, logits = [], []
+    for sums, seen in zip(folds, kept, strict=False):
+        features, labels = (np.concatenate([part[n] for part in seen]) for n in (0, 1))
+        of = directions_of(everything.less(sums) if len(folds) > 1 else everything)
+        logits.append(np.stack([logits_of(head_of(of, s), features) for s in shrinkages]))
+        held_out.append(labels)
+    known, said = np.concatenate(held_out), np.concatenate(logits, axis=1)
+    calibrations = [calibrate(one, known) for one in said]
     losses = [
-        log_loss(logits * by.weight[:, 0] + by.bias, labels)
-        for logits, by in zip(out, calibrations, strict=True)
+        log_loss(one * by.weight[:, 0] + by.bias, known)
+        for one, by in zip(said, calibrations, strict=True)
     ]
     best = int(np.argmin(losses))
-    by = calibrations[best]
-    head = calibrated(head_of(directions_of(everything), shrinkages[best]), by)
-    return Fitted(head, shrinkages[best], losses, out[best] * by.weight[:, 0] + by.bias)
+    head = head_of(directions_of(everything), shrinkages[best])
+    return Fitted(
+        calibrated(head, calibrations[best]),
+        shrinkages[best],
+        losses,
+        classes_without_mass(everything),
+    )
 
 
 def add_up(sums: Iterable[Sums]) -> Sums:

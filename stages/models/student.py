@@ -73,6 +73,13 @@ class Student(nn.Module):
         kinds = {"cam": self.class_activation_maps, "layercam": self.layer_cam}
         return kinds[kind](self._inputs(views))
 
+    @torch.inference_mode()
+    def pooled_features(self, views: Tensor) -> Tensor:
+        """The backbone's features (n, features), pooled, the mean of views and mirrored views."""
+        images = self._inputs(views)
+        both = [self.backbone(one).mean(dim=(2, 3)).float() for one in (images, images.flip(-1))]
+        return torch.stack(both).mean(dim=0)
+
     def scores(self, views: Tensor) -> Tensor:
         """Probabilities (n, classes), on the device, of uint8 views (n, 3, h, w)."""
         return logits_of(self.maps(views)).sigmoid()

@@ -23,7 +23,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 Jitter = Annotated[tuple[Strength, Strength, Strength, Hue], Field(strict=False)]  # torchvision's
+Head = Literal["gradient", "closed_form"]
 Count = Annotated[int, Field(ge=1)]
+Epochs = Annotated[int, Field(ge=0)]
 TowerPrecision = Literal["float32", "bfloat16", "float16"]
 Side = Annotated[int, Field(ge=32, le=8192)]
 Arch = Literal[
@@ -72,8 +74,7 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [self.pretrained != "none", self.checkpoint != NONE]
-        if sum(given) != 1:
+        if (self.pretrained != "none") == (self.checkpoint != NONE):
             raise ValueError(
                 "give either `pretrained` (a tag of open_clip) or `checkpoint` (a path); "
                 f"the other one is `none` or `{NONE}`"
@@ -106,14 +107,11 @@ class Student(Section):
             raise ValueError(f"the `output_stride` of {self.arch} is {OWN_STRIDE[self.arch]}")
         if self.arch.startswith(WHOLE) and self.input_size % self.output_stride:
             raise ValueError(f"`input_size`: {self.arch} wants multiples of {self.output_stride}")
-        least = 2 * self.output_stride
-        if self.input_size < least:
+        if self.input_size < (least := 2 * self.output_stride):
             raise ValueError(f"`input_size` must be twice `output_stride`: {least}")
         if (self.weights in ("checkpoint", "classifier")) != (self.checkpoint != NONE):
-            raise ValueError(
-                f"`weights: checkpoint` or `classifier` and a `checkpoint` other than {NONE} go "
-                "together"
-            )
+            both = f"`weights: checkpoint` or `classifier` and a `checkpoint` other than {NONE}"
+            raise ValueError(f"{both} go together")
         if self.weights == "classifier" and Path(self.checkpoint).parts[:2] in MADE_HERE:
             raise ValueError(
                 f"`checkpoint`: {self.checkpoint} is made by the pipeline itself: copy it elsewhere"
@@ -158,13 +156,14 @@ class Bias(Section):
 
 class Optimiser(Section):
     batch: Count
-    epoch_steps: Annotated[int, Field(ge=0)]
+    epoch_steps: Epochs
     lr: Positive
     head_lr_factor: Positive
 
 
 class Warmup(Section):
-    epochs: Annotated[int, Field(ge=0)]
+    epochs: Epochs
+    head: Head
 
 
 def _sides(input_size: int, scales: tuple[float, ...]) -> list[int]:
@@ -233,8 +232,9 @@ class FuseLabels(Section):
 
 
 class Train(Section):
-    epochs: Annotated[int, Field(ge=0)]
-    consistency: Annotated[float, Field(ge=0)]
+    epochs: Epochs
+    head: Head
+    consistency: Strength
     average: Annotated[float, Field(ge=0, lt=1)]
     jitter: Jitter
     stop: Literal["first_local_minimum", "published", "last_epoch"]

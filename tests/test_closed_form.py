@@ -1,0 +1,162 @@
+"""The head in closed form: against slow literal twins, scikit-learn, and sums in parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from stages.method.closed_form import (
+    SHRINKAGES,
+    calibrate,
+    calibrated,
+    fit,
+    fit_by_likelihood,
+    log_loss,
+    logits_of,
+)
+from tests.conftest import Project
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def world(seed: int, images: int = 60, dim: int = 5, classes: int = 3):
+    """Features that the labels shift, and soft labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.beta(0.5, 0.8, (images, classes)).astype(np.float32)
+    axes = rng.normal(size=(classes, dim))
+    features = labels @ axes + rng.normal(size=(images, dim)) @ rng.normal(size=(dim, dim))
+    return features.astype(np.float32), labels
+
+
+def literal(features, labels, shrinkage):
+    """The module's formulas, a class and an image at a time."""
+    n, dim = features.shape
+    mean = sum(features) / n
+    covariance = sum(np.outer(f - mean, f - mean) for f in features) / n
+    shrunk = covariance + shrinkage * np.trace(covariance) / dim * np.eye(dim)
+    weights, biases = [], []
+    for q in labels.T:
+        positive = sum(w * f for w, f in zip(q, features, strict=True)) / sum(q)
+        negative = sum((1 - w) * f for w, f in zip(q, features, strict=True)) / sum(1 - q)
+        weight = np.linalg.solve(shrunk, positive - negative)
+        weights.append(weight)
+        biases.append(-weight @ (positive + negative) / 2)
+    return np.array(weights), np.array(biases)
+
+
+@given(seeds, st.sampled_from([0.001, 0.1, 1.0, 10.0]))
+@settings(max_examples=25)
+def test_it_is_what_the_formulas_say(seed: int, shrinkage: float):
+    features, labels = (values.astype(np.float64) for values in world(seed))
+    weight, bias = literal(features, labels, shrinkage)
+    head = fit(features, labels, shrinkage)
+    assert np.allclose(head.weight, weight, rtol=1e-6, atol=1e-9)
+    assert np.allclose(head.bias, bias, rtol=1e-6, atol=1e-9)
+
+
+@given(seeds)
+@settings(max_examples=25)
+def test_for_one_hard_label_it_points_where_linear_discriminant_analysis_does(seed: int):
+    features, labels = world(seed, classes=1)
+    hard = labels[:, 0] > 0.5
+    if hard.all() or not hard.any():
+        return
+    own = fit(features, hard[:, None].astype(np.float32), 1e-9).weight[0]
+    theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(features, hard).coef_[0]
+    cosine = own @ theirs / np.linalg.norm(own) / np.linalg.norm(theirs)
+    assert cosine > 1 - 1e-5
+
+
+@given(seeds)
+@settings(max_examples=25)
+def test_calibration_finds_the_likeliest_scale_and_offset(seed: int):
+    features, labels = world(seed)
+    logits = logits_of(fit(features, labels, 0.1), features)
+    by = calibrate(logits, labels)
+    for c in range(labels.shape[1]):
+        x, q = logits[:, c], labels[:, c].astype(np.float64)
+
+        def loss(theta, x=x, q=q):
+            z = theta[0] * x + theta[1]
+            return float((np.logaddexp(0, z) - q * z).mean())
+
+        best = minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"maxiter": 4000}).fun
+        own = loss([by.weight[c, 0], by.bias[c]])
+        assert own <= best + 1e-6 or by.weight[c, 0] == 0
+
+
+@given(seeds, st.lists(st.integers(1, 20), min_size=1, max_size=8))
+@settings(max_examples=25)
+def test_images_may_come_in_any_parts(seed: int, sizes: list[int]):
+    features, labels = world(seed)
+
+    def parts():
+        start = 0
+        for size in [*sizes, len(features)]:
+            yield features[start : start + size], labels[start : start + size]
+            start += size
+
+    whole = fit_by_likelihood([(features, labels)], len(features))
+    parted = fit_by_likelihood((p for p in parts() if len(p[0])), len(features))
+    assert parted.shrinkage == whole.shrinkage
+    assert np.allclose(parted.head.weight, whole.head.weight, rtol=1e-5, atol=1e-8)
+
+
+def test_the_shrinkage_is_the_one_that_images_not_seen_are_likeliest_with():
+    """Many features, few images: little shrinkage learns the noise by heart."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(2, 40))
+
+    def draw(images: int):
+        labels = rng.random((images, 2)).round().astype(np.float32)
+        features = (labels - 0.5) @ hidden + 3 * rng.normal(size=(images, 40))
+        return features.astype(np.float32), labels
+
+    train, test = draw(60), draw(2000)
+    fitted = fit_by_likelihood([train], 60)
+    assert fitted.losses.index(min(fitted.losses)) == SHRINKAGES.index(fitted.shrinkage)
+    unseen = {}
+    for shrinkage in (SHRINKAGES[0], fitted.shrinkage):
+        head = fit(*train, shrinkage)
+        by = calibrate(logits_of(head, test[0]), test[1])
+        unseen[shrinkage] = log_loss(logits_of(calibrated(head, by), test[0]), test[1])
+    assert unseen[fitted.shrinkage] < unseen[SHRINKAGES[0]]
+    assert log_loss(logits_of(fitted.head, test[0]), test[1]) < np.log(2)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_class_without_mass_has_no_head_but_its_rate_and_is_named(value: float):
+    features, labels = world(3)
+    labels[:, 1] = value
+    fitted = fit_by_likelihood([(features, labels)], len(features))
+    assert fitted.absent == [1]
+    assert not fitted.head.weight[1].any()
+    assert (fitted.head.bias[1] > 0) == bool(value)
+    assert np.isfinite(fitted.head.weight).all()
+
+
+def test_of_many_images_the_shrinkage_is_chosen_on_a_sample_and_the_head_on_all():
+    features, labels = world(1, images=400)
+    some = fit_by_likelihood([(features, labels)], 400, sample=100)
+    every = fit_by_likelihood([(features, labels)], 400)
+    assert not np.array_equal(some.losses, every.losses)
+    if some.shrinkage == every.shrinkage:
+        direction = some.head.weight / np.linalg.norm(some.head.weight, axis=1, keepdims=True)
+        other = every.head.weight / np.linalg.norm(every.head.weight, axis=1, keepdims=True)
+        assert np.allclose(direction, other)
+
+
+def test_heads_fitted_in_closed_form_are_those_of_the_classifier_that_is_judged(project: Project):
+    project.set(warmup__head="closed_form", warmup__epochs=0, train__head="closed_form")
+    project.repro()
+    for name in ("data/warmup/student.json", "data/classifier/student.json"):
+        assert '"boost": 1.0' in (project / name).read_text()
+    done = project.run("ccd", "predict", "photos/test/00000.jpg")
+    assert '"status": "ok"' in done.stdout
+    before = project.digests("data/classifier/*")
+    project.stage("train")
+    assert project.digests("data/classifier/*") == before
