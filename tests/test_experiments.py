@@ -208,7 +208,7 @@ def few_runs(tmp_path, monkeypatch) -> list[tuple[int, dict[str, Any]]]:
         classes.to_csv(results / "per_class.csv", index=False)
         return tmp_path / "clone"
 
-    monkeypatch.setattr(ablate, "prepare", lambda: PARAMS)
+    monkeypatch.setattr(ablate, "prepare", lambda *_: PARAMS)
     monkeypatch.setattr(ablate, "must_be_judged", lambda seed: None)
     monkeypatch.setattr(ablate, "reproduce", reproduce)
     monkeypatch.setattr(ablate, "RESULTS", tmp_path)
