@@ -77,6 +77,8 @@ def measured(
         yield from speed.inference(folder, model, precision, size, images, views, rounds)
     if "d" in rows:
         yield from speed.training(folder, images, min(size, 448), precision, rounds)
+        light = "timm/tf_efficientnet_lite0"
+        yield from speed.training(folder, 8 * images, min(size, 192), "float32", rounds, light)
     os.chdir(here)
     shutil.rmtree(folder / "photos", ignore_errors=True)
     if "e" in rows:

@@ -174,13 +174,15 @@ def ceiling(tower: Any, inputs: Tensor, folded: Timed) -> Iterator[Row]:
     yield compare("tower's FLOP/s ÷ a large convolution's", flops, large, 5, "cuda")
 
 
-def training(folder: Path, images: int, size: int, precision: str, rounds: int) -> Iterator[Row]:
+def training(
+    folder: Path, images: int, size: int, precision: str, rounds: int, arch: str = "resnet50"
+) -> Iterator[Row]:
     """Row d: an epoch from files, both views, against the bare network on tensors in memory."""
     where = device()
     batch = 16
-    photos = write_photos(folder / "training", images)
+    photos = write_photos(folder / arch, images)
     config = StudentConfig(
-        arch="resnet50",
+        arch=arch,
         output_stride=32,
         weights="random",
         mean=IMAGENET_MEAN,
@@ -221,4 +223,5 @@ def training(folder: Path, images: int, size: int, precision: str, rounds: int) 
             torch.autograd.backward([loss])
         return images // batch * batch
 
-    yield compare("d: training from files ÷ bare forward and backward", epoch, bare, rounds, where)
+    name = f"d: training {arch.removeprefix('timm/')} from files ÷ bare forward and backward"
+    yield compare(name, epoch, bare, rounds, where)

@@ -10,13 +10,13 @@ from stages.page.charts import FUSED, GRID, INK, TEACHER, svg
 STUDENT = "mean average precision of the student, %"
 
 
-def bars(lines: pd.DataFrame, order: list[str]) -> str:
+def bars(lines: pd.DataFrame, order: list[str], title: str = STUDENT) -> str:
     """Bars of the mean `mAP` of each `row`, which is written beside, and a dot a seed."""
     base = alt.Chart(lines).encode(
         y=alt.Y("row:N", sort=order, title=None, axis=alt.Axis(labelLimit=320)),
     )
     mean = base.mark_bar(color=TEACHER, height={"band": 0.6}).encode(
-        x=alt.X("mean(mAP):Q", title=STUDENT)
+        x=alt.X("mean(mAP):Q", title=title)
     )
     text = base.mark_text(align="left", dx=8, color=INK).encode(
         x="max(mAP):Q", text=alt.Text("mean(mAP):Q", format=".1f")

@@ -3,6 +3,7 @@
     python -m experiments.photographs --seeds 0,1,2
 
 runs `ccd preset photographs`, writes `results/photographs/ladder.csv`, a line a rung and seed, and
+its chart, and
 prints their means. What is finished is kept: the same command goes on from there.
 """
 
@@ -14,6 +15,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from experiments.charts import bars
 from experiments.clone import must_be_judged, prepare, reproduce, seed_list
 
 NAME = "photographs"
@@ -45,6 +47,7 @@ def main(
         lines = pd.concat(parts, ignore_index=True)
         RESULT.parent.mkdir(exist_ok=True)
         lines.to_csv(RESULT, index=False, lineterminator="\n")
+        RESULT.with_suffix(".svg").write_text(chart(lines))
     print(summary(lines).to_string())
 
 
@@ -53,6 +56,12 @@ def ladder(rungs: pd.DataFrame, classes: pd.DataFrame) -> pd.DataFrame:
     common = classes[classes["test_positives"] >= ENOUGH]
     means = {str(rung): round(float(common[f"{rung}_AP"].mean()), 2) for rung in rungs["rung"]}
     return rungs[["rung", "split", "mAP", "micro_AP"]].assign(common=rungs["rung"].map(means))
+
+
+def chart(lines: pd.DataFrame) -> str:
+    """A bar a rung, its mean over the seeds, of the classes with enough positives."""
+    row = lines["split"] + " images: " + lines["rung"]
+    return bars(lines.assign(row=row, mAP=lines["common"]), list(row.unique()), "mAP")
 
 
 def summary(lines: pd.DataFrame) -> pd.DataFrame:
