@@ -20,7 +20,7 @@ from experiments.clone import must_be_judged, prepare, reproduce, seed_list
 
 NAME = "photographs"
 RESULT = Path("results") / NAME / "ladder.csv"
-DATA = Path("data") / NAME
+DATA, BESIDE = Path("data") / NAME, Path("../shared/real")
 ENOUGH = 9  # positives in the test split: the average precision of fewer says little
 
 
@@ -28,13 +28,10 @@ def main(
     seeds: Annotated[str, typer.Option(help="Of the training, by comma.")] = "0,1,2",
     folder: Annotated[
         Path, typer.Option(help="With photos/, labels.csv, classes.txt, teacher/ and student/.")
-    ] = Path("../shared/real"),
+    ] = DATA,
 ) -> None:
     """Run the pipeline with every seed, and show what each rung came to."""
-    if not DATA.exists():
-        if not (folder / "photos").is_dir():
-            raise SystemExit(f"{folder} holds no photos/: --folder says where the photographs are")
-        DATA.symlink_to(folder.resolve())
+    put(folder if folder != DATA or DATA.exists() else BESIDE)
     numbers = seed_list(seeds)
     prepare(NAME)
     must_be_judged(numbers[0])
@@ -49,6 +46,17 @@ def main(
         lines.to_csv(RESULT, index=False, lineterminator="\n")
         RESULT.with_suffix(".svg").write_text(chart(lines))
     print(summary(lines).to_string())
+
+
+def put(folder: Path) -> None:
+    """See that `data/photographs` is that folder, or a link to it."""
+    if not (folder / "photos").is_dir():
+        raise SystemExit(f"{folder} holds no photos/: --folder says where the photographs are")
+    if DATA.exists() and not DATA.is_symlink() and folder != DATA:
+        raise SystemExit(f"{DATA} is a folder of its own: move it, or leave --folder out")
+    if folder != DATA:
+        DATA.unlink(missing_ok=True)
+        DATA.symlink_to(folder.resolve())
 
 
 def ladder(rungs: pd.DataFrame, classes: pd.DataFrame) -> pd.DataFrame:

@@ -61,13 +61,14 @@ def run(params: Params, job: Job) -> None:
     state = first_state(student.state_dict())
     for latest in Trainer(job, student, rows, objective, recipe).states(moments={}):
         state = latest
-    weights = state.weights
+    weights, moments = state.weights, state.moments
     if params.warmup.head == "closed_form" and job.rank == 0:
         student.load_state_dict(weights)
         fit_head(job.stage, student, rows, class_values(INITIAL_LABELS, labels))
         weights, config = student.state_dict(), student.config
+        moments = {k: v for k, v in moments.items() if ".head." not in k}  # of the head before
     save_weights(job.staging / WARMUP_STUDENT, weights, config)
-    save_weights(job.staging / WARMUP_OPTIMISER, state.moments, Note(index=digest))
+    save_weights(job.staging / WARMUP_OPTIMISER, moments, Note(index=digest))
     history = pd.DataFrame(state.history, columns=COLUMNS)
     write_csv(job.staging / WARMUP_HISTORY, history)
     write_sums((job.staging / WARMUP_HISTORY).parent)

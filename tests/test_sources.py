@@ -112,8 +112,8 @@ def test_class_names_are_lines_without_blanks_comments_or_a_byte_order_mark(tmp_
         ("image_id,dog\na,1\na,0\n", "row 3: the image 'a' comes twice"),
         ("image_id,dog\na,1\nb,yes\n", "row 3: dog is 'yes'"),
         ("image_id,cat\na,1\n", "no column 'dog'"),
-        ("image_id,dog\na, \n", "row 2: dog is ' '"),
-        ("image_id,dog\na,1,\n", "Length of header or names does not match"),
+        ("image_id,dog\na,1\nb\n", "line 3: the row 'b' has 1 cells, the header has 2"),
+        ("image_id,dog\na,1,\n", "line 2: the row 'a' has 3 cells, the header has 2"),
     ],
 )
 def test_a_table_of_labels_is_checked_with_the_row(tmp_path, text, expected):
@@ -123,7 +123,7 @@ def test_a_table_of_labels_is_checked_with_the_row(tmp_path, text, expected):
 
 
 def test_an_empty_cell_of_a_table_of_labels_is_not_judged(tmp_path):
-    (tmp_path / "t.csv").write_text("image_id,dog,cat\na,1,\nb,,0\n")
+    (tmp_path / "t.csv").write_text("image_id,dog,cat\na,1,\nb, , 0.00\n")
     known = labels(str(tmp_path / "t.csv"), ["cat", "dog"])
     assert known["image_id"].tolist() == ["a", "b"]
     assert np.array_equal(known[["cat", "dog"]], [[np.nan, 1], [0, np.nan]], equal_nan=True)

@@ -64,6 +64,12 @@ def test_it_learns_and_is_read_back_the_same(name: str, stride: int, tmp_path: P
     assert torch.allclose(read.scores(views), own.sigmoid(), atol=1e-5)
 
 
+def test_a_network_without_one_map_is_refused():
+    config = backbone_config("timm/crossvit_tiny_240", 16, "random", NO_TEACHER)
+    with pytest.raises(UserError, match="crossvit_tiny_240 gives no map at 16: its last features"):
+        build_backbone(config)
+
+
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224"])
 def test_weights_of_timms_own_names_are_taken_whole(name: str, tmp_path: Path):
     torch.manual_seed(1)

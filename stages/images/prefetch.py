@@ -55,7 +55,7 @@ def prefetch(
         generator=torch.Generator(),  # or the loader would draw from the one of the training
         prefetch_factor=AHEAD if workers else None,
         pin_memory=pinned and machine.may_use_gpu(),
-        worker_init_fn=_leave_signals_to_the_parent if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
     )
     for item in loader:
         if isinstance(item, str):
@@ -80,6 +80,8 @@ def _read_batch(files: pd.DataFrame, size: int, batch: Sequence[int]) -> Tensor:
     return stack_views([read_squashed(path, sha256, size) for path, sha256 in wanted])
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    """Leave signals to the parent, and give the memory of large images back, which it keeps."""
+    machine.keep_memory(keep=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

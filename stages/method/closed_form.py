@@ -154,16 +154,10 @@ def log_loss(logits: Doubles, labels: Floats) -> float:
     return _cross_entropy(logits, labels.astype(np.float64))
 
 
-def classes_without_mass(sums: Sums) -> list[int]:
-    """The classes for which no head can be fitted: no label speaks for them, or none against."""
-    mass = np.minimum(sums.labels, sums.images - sums.labels)
-    return [int(c) for c in np.flatnonzero(mass <= LEAST_MASS)]
-
-
 class Fitted(NamedTuple):
     """head: calibrated. losses: what each of the shrinkages had out of fold.
 
-    absent: the classes without a head of their own.
+    absent: the classes whose labels do not tell images apart: their logit is the same for all.
     """
 
     head: Head
@@ -200,26 +194,26 @@ def fit_by_likelihood(
             kept[fold].append((features[some], labels[some]))
     folds = [sums[0] for sums in of_fold if sums]
     everything = add_up(folds)
-    held_out, logits = [], []
-    for sums, seen in zip(folds, kept, strict=False):
-        features, labels = (np.concatenate([part[n] for part in seen]) for n in (0, 1))
-        of = directions_of(everything.less(sums) if len(folds) > 1 else everything)
-        logits.append(np.stack([logits_of(head_of(of, s), features) for s in shrinkages]))
-        held_out.append(labels)
-    known, said = np.concatenate(held_out), np.concatenate(logits, axis=1)
-    calibrations = [calibrate(one, known) for one in said]
-    losses = [
-        log_loss(one * by.weight[:, 0] + by.bias, known)
-        for one, by in zip(said, calibrations, strict=True)
-    ]
-    best = int(np.argmin(losses))
-    head = head_of(directions_of(everything), shrinkages[best])
-    return Fitted(
-        calibrated(head, calibrations[best]),
-        shrinkages[best],
-        losses,
-        classes_without_mass(everything),
-    )
+    held_out = [tuple(map(np.concatenate, zip(*seen, strict=True))) for seen in kept[: len(folds)]]
+    known = np.concatenate([labels for _, labels in held_out])
+    others = [directions_of(everything.less(s) if len(folds) > 1 else everything) for s in folds]
+    losses, by = [], None
+    for shrinkage in shrinkages:
+        said = np.concatenate(
+            [
+                logits_of(head_of(of, shrinkage), features)
+                for of, (features, _) in zip(others, held_out, strict=True)
+            ]
+        )
+        scaled = calibrate(said, known)
+        losses.append(log_loss(said * scaled.weight[:, 0] + scaled.bias, known))
+        if losses[-1] == min(losses):
+            best, by = shrinkage, scaled
+    if by is None:
+        raise ValueError("the features are not finite")
+    head = calibrated(head_of(directions_of(everything), best), by)
+    absent = [int(c) for c in np.flatnonzero(~head.weight.any(axis=1))]
+    return Fitted(head, best, losses, absent)
 
 
 def add_up(sums: Iterable[Sums]) -> Sums:

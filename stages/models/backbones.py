@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from pydantic import BaseModel, ConfigDict
+from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 
 from stages.models.weights import Note
@@ -122,11 +123,13 @@ class TimmTrunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The features (n, features, rows, columns) of images (n, 3, h, w)."""
         features: Tensor = self.network.forward_features(x.contiguous(memory_format=self.layout))
+        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+            raise RuntimeError("its last features are not one map")
         if features.ndim == 4:
             last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
             return features.permute(0, 3, 1, 2) if last else features
-        patch = self.network.patch_embed.patch_size
-        height, width = (side // size for side, size in zip(x.shape[-2:], patch, strict=True))
+        rows, columns = to_2tuple(self.network.patch_embed.patch_size)
+        height, width = x.shape[-2] // rows, x.shape[-1] // columns
         patches = features[:, self.others :].transpose(1, 2)
         return patches.reshape(*patches.shape[:2], height, width)
 

@@ -167,9 +167,10 @@ class Teacher:
                     f"`{key}` keeps the views' aspect, but this teacher's tower takes squares only"
                 )
             self._resize(size, key)
-        elif self._is_native(size) and not aspect_kept:
-            pass  # a convolutional tower's own square need not be a multiple of its stride
-        elif size % self.stride or size < self.stride:
+        # a convolutional tower's own square need not be a multiple of its stride
+        elif (size % self.stride or size < self.stride) and (
+            aspect_kept or not self._is_native(size)
+        ):
             raise UserError(
                 f"`{key}` is {size}; it must be a multiple of the tower's stride, {self.stride}"
             )
@@ -266,6 +267,8 @@ def stride_of(tower: Any, device: str) -> int | None:
     if not features or getattr(trunk, "pos_embed", None) is not None:
         return None
     stride = int(features[-1]["reduction"])
+    if stride & (stride - 1):  # of no pyramid of convolutions
+        return None
     try:
         tower(torch.zeros(1, 3, 2 * stride, 3 * stride, device=device))
     except (AssertionError, RuntimeError, ValueError):  # timm's and torch's words for a wrong shape

@@ -188,9 +188,11 @@ def _execute(
         clear_beside(outs)
         clear_partial(job.scratch)
     if job.rank > 0:
-        with suppress(ShareDone):
-            run(params, job)
-        shutil.rmtree(job.staging)
+        try:
+            with suppress(ShareDone):
+                run(params, job)
+        finally:
+            shutil.rmtree(job.staging)
         return
     for other in (HOME / job.stage).iterdir():
         if other.is_dir() and other != job.scratch:

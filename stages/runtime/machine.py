@@ -41,17 +41,19 @@ def may_use_gpu() -> bool:
     return os.environ.get("CCD_DEVICE", "cuda").startswith("cuda") and torch.cuda.is_available()
 
 
-def keep_memory() -> None:
+def keep_memory(keep: bool = True) -> None:
     """Let the C library keep what a network's pass frees for the next pass, where it can be told.
 
-    Otherwise it goes back to the kernel, which has to clear every page of it again: a third to
-    three quarters of a convolutional network's time on a CPU (docs/performance.md).
+    Otherwise it goes back to the kernel, which has to clear every page of it again: up to three
+    quarters of a convolutional network's time on a CPU (docs/performance.md). keep: False for a
+    process that shall give it back, as it is by default.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(MMAP_THRESHOLD, 1 << 30) or mallopt(MMAP_THRESHOLD, 32 << 20)  # an older one
-            mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
+            least = 1 << 30 if keep else 128 << 10
+            mallopt(MMAP_THRESHOLD, least) or mallopt(MMAP_THRESHOLD, 32 << 20)  # an older one
+            mallopt(TRIM_THRESHOLD, (1 << 31) - 1 if keep else 128 << 10)
 
 
 def micro_batch() -> int | None:

@@ -5,7 +5,7 @@ Each reader returns `image_id` and a numeric column for each class, in the order
 
 from __future__ import annotations
 
-import warnings
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from stages.sources.coco import read_annotations
 from stages.sources.photograph import columns_of, lines_of
 
 KEY = "source.labels"
-CELLS = {"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0, "": np.nan}
 PART = 4096  # rows of a CSV that are read at a time
 
 
@@ -59,32 +58,45 @@ def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
             f"{', '.join(columns)[:200]}"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
-            parts = pd.read_csv(
-                path,
-                dtype=str,
-                keep_default_na=False,
-                index_col=False,
-                chunksize=PART,
-            )
-            rows = pd.concat([_checked(part, path, classes) for part in parts])
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+        _check_lengths(path, len(columns))
+        parts = pd.read_csv(
+            path,
+            dtype=str,
+            usecols=["image_id", *classes],
+            keep_default_na=False,
+            index_col=False,
+            chunksize=PART,
+        )
+        rows = pd.concat([_checked(part, path, classes) for part in parts])
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{KEY} in params.yaml: {path}: {error}") from None
     return _without_duplicates(rows, path)
 
 
+def _check_lengths(path: str, columns: int) -> None:
+    """Raise `UserError` for a row with more cells, or with less: it was cut off."""
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file)
+        for row in lines:
+            if row and len(row) != columns:
+                raise UserError(
+                    f"{path}, line {lines.line_num}: the row {row[0]!r} has {len(row)} cells, the "
+                    f"header has {columns}"
+                )
+
+
 def _checked(rows: pd.DataFrame, path: str, classes: list[str]) -> pd.DataFrame:
     """Some rows of a CSV, as labels."""
+    known: dict[str, pd.Series] = {}
     for name in classes:
-        values = rows[name]
-        wrong = rows.index[~values.isin(CELLS)]
+        values = rows[name].str.strip()
+        known[name] = pd.to_numeric(values.where(values != ""), errors="coerce").astype("float32")
+        wrong = rows.index[(values != "") & ~known[name].isin([0, 1])]
         if len(wrong):
             raise UserError(
                 f"{path}, row {wrong[0] + 2}: {name} is {values[wrong[0]]!r}, neither 0 nor 1, nor "
                 "empty where it is not known"
             )
-    known = {name: rows[name].map(CELLS).astype("float32") for name in classes}
     return rows[["image_id"]].assign(**known)
 
 

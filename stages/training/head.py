@@ -10,6 +10,7 @@ import torch
 from stages.images.prefetch import load_global_views, split_batches
 from stages.method.closed_form import Part, fit_by_likelihood
 from stages.models.student import Student
+from stages.models.weights import check_finite
 from stages.runtime.progress import meter, say
 from stages.runtime.types import Floats
 
@@ -21,7 +22,8 @@ def fit_head(stage: str, student: Student, rows: pd.DataFrame, labels: Floats) -
     maps are no longer boosted.
     """
     size = student.config.size
-    student.eval()
+    student.eval().zero_grad(set_to_none=True)
+    check_finite(student.state_dict(), f"{stage}: the student")
     batches = split_batches(range(len(rows)), student.batch_size(size))
 
     def parts() -> Iterator[Part]:
@@ -38,4 +40,4 @@ def fit_head(stage: str, student: Student, rows: pd.DataFrame, labels: Floats) -
     say(f"{stage}: head fitted in closed form, shrinkage {fitted.shrinkage:.3g}")
     if fitted.absent:
         named = ", ".join(student.config.classes[c] for c in fitted.absent)
-        say(f"{stage}: warning: no label speaks for, or none against: {named}")
+        say(f"{stage}: warning: the labels tell no image from another for {named}")
