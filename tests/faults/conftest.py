@@ -14,7 +14,7 @@ ADVICE = ("weights_only", "trusted source", "github.com", "bug report", "Traceba
 
 
 def check(said: str) -> str:
-    """The last line of what is said: without a library's advice, escape codes, lines without end."""
+    """The last line of what is said: without a library's advice, escape codes, endless lines."""
     assert not [word for word in ADVICE if word in said], said
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", said), repr(said)
     lines = said.splitlines()
