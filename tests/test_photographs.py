@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from experiments.clone import edit_params
-from experiments.photographs import ladder, summary
+from experiments.photographs import ladder, put, summary
 from stages.command.deps import ROOT
 from stages.command.preset import preset
 from stages.models.backbones import build_backbone
@@ -110,3 +110,25 @@ def test_the_ladder_has_the_classes_of_enough_positives_apart():
     seeds = pd.concat([ladder(rungs, classes).assign(seed=seed) for seed in (0, 1)])
     assert seeds["common"].tolist() == [60.0, 60.0]
     assert summary(seeds)["common", "std"].tolist() == [0.0]
+
+
+def test_the_photographs_are_a_link_to_the_folder_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("one", "two", "here/data"):
+        (tmp_path / name / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    link = Path("data/photographs")
+    for name in ("one", "two"):
+        put(tmp_path / name)
+        assert link.resolve() == tmp_path / name
+    (tmp_path / "two").rename(tmp_path / "moved")
+    with pytest.raises(SystemExit, match="two holds no photos/"):
+        put(tmp_path / "two")
+    put(tmp_path / "one")
+    put(link)
+    assert link.resolve() == tmp_path / "one"
+    link.unlink()
+    (link / "photos").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="is a folder of its own"):
+        put(tmp_path / "one")
