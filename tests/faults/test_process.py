@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -153,6 +154,39 @@ def test_an_output_that_cannot_be_written_leaves_the_others_as_they_were(
     assert not list(Path().glob(".*"))
     with pytest.raises(UserError, match=r"the stage left no c.txt"):
         publish(Path("staging"), ("c.txt",))
+
+
+@pytest.mark.parametrize("fails_at", [None, 1, 2])
+def test_outputs_come_from_another_file_system_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int | None
+):
+    monkeypatch.chdir(tmp_path)
+    for top, text in (("", "old"), ("staging", "new")):
+        for name in ("a.txt", "b.txt"):
+            Path(top).mkdir(exist_ok=True)
+            Path(top, name).write_text(text)
+    real, calls = shutil.move, []
+
+    def elsewhere(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def move(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == fails_at:
+            target.write_text("ne")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(Path, "replace", elsewhere)
+    monkeypatch.setattr(shutil, "move", move)
+    if fails_at:
+        with pytest.raises(OSError, match="No space"):
+            publish(Path("staging"), ("a.txt", "b.txt"))
+    else:
+        publish(Path("staging"), ("a.txt", "b.txt"))
+    found = {Path(name).read_text() for name in ("a.txt", "b.txt")}
+    assert found == {"old" if fails_at else "new"}
+    assert not list(Path().glob(".*"))
 
 
 def test_a_signal_between_two_renamings_waits_for_the_last(
