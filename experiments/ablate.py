@@ -4,8 +4,8 @@
 
 writes `results/table2.csv`, a line a row and seed, and `results/table2.svg`. What rows have in
 common runs once; an interrupted ablation goes on where it was. `experiments/ablations.py` has them,
-and what each row changes. With `--preset photographs` the
-same for the parameters of that preset, into `results/photographs`.
+and what each row changes. With `--preset photographs` the same for the parameters of that preset,
+into `results/photographs`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     python -m experiments.photographs --seeds 0,1,2
 
 runs `ccd preset photographs`, writes `results/photographs/ladder.csv`, a line a rung and seed, and
-its chart, and
-prints their means. What is finished is kept: the same command goes on from there.
+its chart, and prints their means. What is finished is kept: the same command goes on from there.
 """
 
 from __future__ import annotations

