@@ -29,6 +29,7 @@ from torch import Tensor
 
 from demo.scenes import draw_web_pair
 from demo.shapes import CLASSES, SIDE, draw_background, draw_object, finish
+from stages.runtime.machine import keep_memory
 
 PARAMS = Path("demo/params.yaml")
 OUTPUT = Path("data/demo")
@@ -173,6 +174,7 @@ def main() -> None:
         )
     images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
     tokenizer = SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
+    keep_memory()
     model = train(images, tokenizer([caption for _, caption in pairs]), params)
     accuracy = single_object_accuracy(model, tokenizer, params["seed"], 600)
     print(f"teacher: names {accuracy:.1%} of held-out single objects", flush=True)

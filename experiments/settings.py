@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from stages.runtime.params import Count, Positive, Section, Share
+from stages.runtime.params import Section
+from stages.runtime.values import Count, Positive, Share
 from stages.runtime.params_file import checked, read_yaml
 
 FILE = Path("experiments/params.yaml")

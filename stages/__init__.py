@@ -2,6 +2,7 @@
 
     check: before whatever reads the user's files
     source ── index ────┬─ global_clip ─┬─ bias ─ warmup ─ cam_boxes ─ local_clip ─ fuse_labels
+                        ├─ student_features ───────┘                                       │
     weights ────────────┤               │                                              │
     class_text ─────────┴───────────────┘                                              │
     labels ── ground_truth ─────────────────────────────── report ─ evaluate ─ train ──┘

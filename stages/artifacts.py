@@ -60,6 +60,12 @@ GLOBAL_CLIP = Store(
     {"embedding": ("image", "dim")},
     gaps=True,
 )
+STUDENT_FEATURES = Store(
+    Path("data/student_features.zarr"),
+    "ccd.student_features/1",
+    {"pooled": ("image", "mirrored", "dim")},
+    gaps=True,
+)
 CAM_MAPS = Store(Path("data/cam_maps.zarr"), "ccd.cam_maps/1", {"map": ("view", "y", "x")})
 LOCAL_CLIP = Store(Path("data/local_clip.zarr"), "ccd.local_clip/1", {"embedding": ("view", "dim")})
 

@@ -2,8 +2,8 @@
 
 Reads the index and the warmed-up student. Writes `data/cam_boxes.parquet`, one row a local view in
 pixels of the upright original, best class of an image first, and `data/cam_maps.zarr`, the class
-activation map behind each row. Resumes by block. Other views, which the paper compares with, need
-no student: a grid, random ones, or those of a file; they have no map.
+activation map behind each row. Resumes by block. Other views need no student: a grid and random
+ones, which the paper compares with, overlapping windows, or those of a file; they have no map.
 
     python -m stages.cam_boxes
 """
@@ -28,6 +28,7 @@ from stages.method.views import (
     random_boxes,
     rank_candidates,
     search_threshold,
+    window_boxes,
 )
 from stages.models.device import block_size, device, move
 from stages.models.student import Student, logits_of, maps_at_scales
@@ -166,11 +167,12 @@ def maps_of(seen: Blocks, chosen: Booleans, of_each: list[Integers]) -> Iterator
 
 
 def boxes_anywhere(rows: pd.DataFrame, settings: CamBoxes, seed: int) -> pd.DataFrame:
-    """`mean_views` views of every image, of no class: a grid's tiles, or random ones."""
+    """`mean_views` views of every image, of no class: tiles, windows, or random ones."""
     rng = np.random.default_rng(seed)
     count = int(settings.mean_views)
-    if settings.views == "grid":
-        boxes = np.tile(grid_boxes(round(count**0.5)), (len(rows), 1))
+    if settings.views != "random":
+        tiles = grid_boxes(round(count**0.5)) if settings.views == "grid" else window_boxes(count)
+        boxes = np.tile(tiles, (len(rows), 1))
     else:
         boxes = np.concatenate([random_boxes(count, rng) for _ in range(len(rows))])
     part = rows.loc[rows.index.repeat(count)]

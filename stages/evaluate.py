@@ -28,6 +28,8 @@ from stages.artifacts import (
     PSEUDO_LABELS,
     RESULTS,
     STUDENT,
+    STUDENT_FEATURES,
+    STUDENT_INIT,
     TRAIN_HISTORY,
     WARMUP_HISTORY,
     WARMUP_STUDENT,
@@ -35,14 +37,16 @@ from stages.artifacts import (
 from stages.images.prefetch import load_global_views, split_batches
 from stages.method import evaluation
 from stages.models.device import block_size, device
-from stages.models.student import Student
+from stages.models.frozen import first_features
+from stages.models.student import Student, StudentConfig
+from stages.models.weights import load_weights
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.progress import say
 from stages.runtime.resume import in_blocks
-from stages.runtime.types import Arrays
-from stages.storage.index import read_index, usable
+from stages.runtime.types import Arrays, Floats
+from stages.storage.index import is_usable, read_index, usable
 from stages.storage.provenance import Provenance, check_sums, file_digest
 from stages.storage.tables import (
     class_columns,
@@ -52,6 +56,8 @@ from stages.storage.tables import (
     write_csv,
     write_table,
 )
+
+STUDENTS = {"warmup": WARMUP_STUDENT, "student": STUDENT}
 
 
 def run(params: Params, job: Job) -> None:
@@ -64,7 +70,7 @@ def run(params: Params, job: Job) -> None:
         "local": read_table(LOCAL_LABELS, digest)[0],
         "pseudo": read_table(PSEUDO_LABELS, digest)[0],
         "teacher": teacher,
-    } | predictions(job, rows, digest, classes)
+    } | predictions(job, index, digest, classes)
     truth, _ = read_table(GROUND_TRUTH, digest)
     if class_columns(GROUND_TRUTH, truth) != classes:
         raise UserError(f"{GROUND_TRUTH.path} has other classes than the labels: run `dvc repro`")
@@ -99,15 +105,34 @@ def run(params: Params, job: Job) -> None:
 
 
 def predictions(
-    job: Job, rows: pd.DataFrame, digest: str, classes: list[str]
+    job: Job, index: pd.DataFrame, digest: str, classes: list[str]
 ) -> dict[str, pd.DataFrame]:
-    """Label tables of the students' probabilities of every image in `rows`, each decoded once."""
-    where = device()
-    students = {}
-    for key, path in (("warmup", WARMUP_STUDENT), ("student", STUDENT)):
-        students[key] = student = Student.load(path, where, digest)
-        if list(student.config.classes) != classes:
+    """Label tables of the students' probabilities of every usable image.
+
+    Where both students are heads on the first weights' features, no image is looked at again.
+    """
+    said = {}
+    for key, path in STUDENTS.items():
+        weights, config = load_weights(path, StudentConfig, digest)
+        if list(config.classes) != classes:
             raise UserError(f"{path} has other classes than the labels: run `dvc repro`")
+        where, wanted = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index)
+        seen = first_features(*where, weights, config.size, wanted, digest)
+        if config.boost == 1 and seen is not None:
+            weight, bias = weights["head.weight"].flatten(1), weights["head.bias"]
+            logits = [torch.from_numpy(both[:, 0]) @ weight.T + bias for both in seen]
+            said[key] = torch.cat(logits).sigmoid().numpy()
+    rows = usable(index)
+    if len(said) < len(STUDENTS):
+        said = looked_at(job, rows, digest)
+    return {key: class_table(rows[["image_id"]], p, classes) for key, p in said.items()}
+
+
+def looked_at(job: Job, rows: pd.DataFrame, digest: str) -> dict[str, Floats]:
+    """Each student's probabilities (images, classes) of every image in `rows`, decoded once."""
+    where = device()
+    students = {key: Student.load(path, where, digest) for key, path in STUDENTS.items()}
+    student = students["student"]
     size = student.config.size
     batch = student.batch_size(size)
 
@@ -124,10 +149,7 @@ def predictions(
 
     called = rows["image_id"].iloc.__getitem__
     scored = in_blocks(job, len(rows), block_size(where), "images", score, called)
-    return {
-        key: class_table(rows[["image_id"]], np.concatenate(list(scored.of(key))), classes)
-        for key in students
-    }
+    return {key: np.concatenate(list(scored.of(key))) for key in students}
 
 
 def labelled(rows: pd.DataFrame, truth: pd.DataFrame, split: str) -> pd.DataFrame:

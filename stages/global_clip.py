@@ -9,10 +9,8 @@ the row of an unusable image is NaN. Resumes by block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
-
-import numpy as np
 
 from stages.artifacts import GLOBAL_CLIP, TEACHER
 from stages.images.crops import CropRule
@@ -22,8 +20,8 @@ from stages.models.teacher import Teacher
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.resume import in_blocks
-from stages.runtime.types import Arrays, Booleans, Floats
-from stages.storage.arrays import Rows, write_store
+from stages.runtime.types import Arrays
+from stages.storage.arrays import Rows, with_gaps, write_store
 from stages.storage.index import read_index, usable
 from stages.storage.provenance import Provenance
 
@@ -50,19 +48,6 @@ def run(params: Params, job: Job) -> None:
     embedding = Rows(len(index), with_gaps(computed.of("embedding"), ok))
     labels = {"image": index["image_id"]}
     write_store(GLOBAL_CLIP, {"embedding": embedding}, provenance, job.staging, labels)
-
-
-def with_gaps(parts: Iterable[Floats], there: Booleans) -> Iterator[Floats]:
-    """The rows of `parts` where `there` is True, rows of NaN between, before and behind them."""
-    places = np.flatnonzero(there)
-    begin, used = 0, 0
-    for part in parts:
-        used += len(part)
-        end = int(places[used]) if used < len(places) else len(there)
-        rows = np.full((end - begin, part.shape[1]), np.nan, np.float32)
-        rows[there[begin:end]] = part
-        yield rows
-        begin = end
 
 
 if __name__ == "__main__":

@@ -14,20 +14,23 @@ import torch
 from stages.artifacts import (
     PSEUDO_LABELS,
     STUDENT,
+    STUDENT_FEATURES,
+    STUDENT_INIT,
     TRAIN_HISTORY,
     WARMUP_HISTORY,
     WARMUP_OPTIMISER,
     WARMUP_STUDENT,
 )
-from stages.method.objective import Objective
+from stages.method.objective import Objective, sharpen
 from stages.method.stopping import first_local_minimum, published_stop
+from stages.models.frozen import first_features
 from stages.models.student import StudentConfig, build_student
 from stages.models.weights import Note, load_weights, save_weights
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.progress import say
-from stages.storage.index import read_index, usable
+from stages.storage.index import is_usable, read_index, usable
 from stages.storage.provenance import check_sums, write_sums
 from stages.storage.tables import class_columns, class_values, read_csv, read_table, write_csv
 from stages.training.head import fit_head
@@ -50,7 +53,8 @@ def run(params: Params, job: Job) -> None:
     student = build_student(config)
     student.load_state_dict(weights)
 
-    objective = Objective(torch.tensor(class_values(PSEUDO_LABELS, labels)))
+    soft = sharpen(class_values(PSEUDO_LABELS, labels), params.train.sharpness)
+    objective = Objective(torch.tensor(soft))
     recipe = Recipe(
         params.train.epochs,
         params.optimiser,
@@ -75,7 +79,9 @@ def run(params: Params, job: Job) -> None:
         state = read_checkpoint(job, kept)
     student.load_state_dict(state.weights)
     if params.train.head == "closed_form" and job.rank == 0:
-        fit_head(job.stage, student, rows, class_values(PSEUDO_LABELS, labels))
+        where, wanted = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index, "train")
+        seen = first_features(*where, state.weights, config.size, wanted, digest)
+        fit_head(job.stage, student, rows, soft, seen)
     config = student.config.model_copy(update={"epoch": kept})
     save_weights(job.staging / STUDENT, student.state_dict(), config)
     write_csv(job.staging / TRAIN_HISTORY, history)

@@ -13,18 +13,20 @@ import torch
 
 from stages.artifacts import (
     INITIAL_LABELS,
+    STUDENT_FEATURES,
     STUDENT_INIT,
     WARMUP_HISTORY,
     WARMUP_OPTIMISER,
     WARMUP_STUDENT,
 )
-from stages.method.objective import Objective
+from stages.method.objective import Objective, sharpen
 from stages.models.backbones import BackboneConfig
-from stages.models.student import StudentConfig, build_student, set_first_weights
+from stages.models.frozen import first_features
+from stages.models.student import first_student
 from stages.models.weights import Note, load_weights, save_weights
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
-from stages.storage.index import read_index, usable
+from stages.storage.index import is_usable, read_index, usable
 from stages.storage.provenance import write_sums
 from stages.storage.tables import class_columns, class_values, read_table, write_csv
 from stages.training.head import fit_head
@@ -40,23 +42,20 @@ def run(params: Params, job: Job) -> None:
     rows = usable(index, "train")
     labels, _ = read_table(INITIAL_LABELS, digest)
     tensors, first = load_weights(STUDENT_INIT, BackboneConfig)
-    config = StudentConfig.model_validate(
-        first.model_dump()
-        | {
-            "batch_norm": params.student.batch_norm,
-            "boost": params.student.boost,
-            "head": params.student.head,
-            "precision": params.student.precision,
-            "size": params.student.input_size,
-            "classes": class_columns(INITIAL_LABELS, labels),
-            "index": digest,
-        }
-    )
     torch.manual_seed(params.seed)  # of the head's first weights
-    student = build_student(config)
-    set_first_weights(student, tensors, first)
+    how = {
+        "batch_norm": params.student.batch_norm,
+        "boost": params.student.boost,
+        "head": params.student.head,
+        "precision": params.student.precision,
+        "size": params.student.input_size,
+        "classes": class_columns(INITIAL_LABELS, labels),
+        "index": digest,
+    }
+    student = first_student(tensors, first, how)
 
-    objective = Objective(torch.tensor(class_values(INITIAL_LABELS, labels)))
+    soft = sharpen(class_values(INITIAL_LABELS, labels), params.warmup.sharpness)
+    objective = Objective(torch.tensor(soft))
     recipe = Recipe(params.warmup.epochs, params.optimiser, params.seed, POSITIVE)
     state = first_state(student.state_dict())
     for latest in Trainer(job, student, rows, objective, recipe).states(moments={}):
@@ -64,10 +63,13 @@ def run(params: Params, job: Job) -> None:
     weights, moments = state.weights, state.moments
     if params.warmup.head == "closed_form" and job.rank == 0:
         student.load_state_dict(weights)
-        fit_head(job.stage, student, rows, class_values(INITIAL_LABELS, labels))
-        weights, config = student.state_dict(), student.config
-        moments = {k: v for k, v in moments.items() if ".head." not in k}  # of the head before
-    save_weights(job.staging / WARMUP_STUDENT, weights, config)
+        train, size = is_usable(index, "train"), student.config.size
+        seen = first_features(STUDENT_FEATURES, STUDENT_INIT, weights, size, train, digest)
+        fit_head(job.stage, student, rows, soft, seen)
+        weights = student.state_dict()
+        of_others = (name for name in moments if not name.partition(".")[2].startswith("head."))
+        moments = {name: moments[name] for name in of_others}
+    save_weights(job.staging / WARMUP_STUDENT, weights, student.config)
     save_weights(job.staging / WARMUP_OPTIMISER, moments, Note(index=digest))
     history = pd.DataFrame(state.history, columns=COLUMNS)
     write_csv(job.staging / WARMUP_HISTORY, history)

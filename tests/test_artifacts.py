@@ -215,7 +215,7 @@ def test_damage_shows_before_the_last_part_is_used_up():
 
 
 def test_unusable_images_are_rows_of_nan_wherever_they_stand():
-    from stages.global_clip import with_gaps
+    from stages.storage.arrays import with_gaps
 
     rng = np.random.default_rng(0)
     for there in ([0, 0, 1, 1, 0, 1, 0], [1, 1, 1], [0, 1], [1, 0, 0]):

@@ -53,6 +53,8 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ("optimiser.batch", 6, NOTHING, "warmup", "data/warmup/student.safetensors"),
     ("warmup.head", "closed_form", NOTHING, "warmup", "data/warmup/student.safetensors"),
     ("train.head", "closed_form", NOTHING, "train", "data/classifier/student.safetensors"),
+    ("warmup.sharpness", 2.0, NOTHING, "warmup", "data/warmup/student.safetensors"),
+    ("train.sharpness", 2.0, NOTHING, "train", "data/classifier/student.safetensors"),
     ("optimiser.epoch_steps", 4, NOTHING, "warmup", "data/warmup/student.safetensors"),
     (
         "global_clip.aspect", "keep", {"global_clip.view_size": 128}, "global_clip",

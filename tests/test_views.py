@@ -22,6 +22,7 @@ from stages.method.views import (
     above_class_mean,
     grid_boxes,
     random_boxes,
+    window_boxes,
 )
 from stages.runtime.errors import UserError
 from stages.sources.box_table import box_table
@@ -38,6 +39,19 @@ def test_a_grid_covers_the_image_once(side: int):
     for x0, y0, x1, y1 in boxes:
         seen[round(y0 * 12) : round(y1 * 12), round(x0 * 12) : round(x1 * 12)] += 1
     assert (seen == 1).all()
+
+
+def test_windows_are_a_pyramid_half_over_each_other():
+    boxes = np.array(window_boxes(13))
+    assert (len(window_boxes(4)), len(boxes)) == (4, 13)
+    assert np.allclose(boxes[:4, 2:] - boxes[:4, :2], 2 / 3)
+    assert np.allclose(boxes[4:, 2:] - boxes[4:, :2], 1 / 2)
+    for side in (boxes[:4], boxes[4:]):
+        starts = np.unique(side[:, 0].round(6))
+        width = side[0, 2] - side[0, 0]
+        assert np.allclose(np.diff(starts), width / 2)
+        assert (starts[0], starts[-1] + width) == pytest.approx((0, 1))
+        assert sorted(map(tuple, side[:, :2])) == sorted(map(tuple, side[:, 1::-1]))
 
 
 @given(st.integers(1, 30), st.integers(0, 99))
@@ -165,7 +179,7 @@ def test_views_of_a_file_are_taken_as_they_are(project: Project):
     assert "Traceback" not in failed.stderr
 
 
-@pytest.mark.parametrize("views", ["grid", "random"])
+@pytest.mark.parametrize("views", ["grid", "windows", "random"])
 def test_views_without_a_map_go_all_the_way_to_the_report(project: Project, views: str):
     project.set(cam_boxes__views=views, cam_boxes__mean_views=4)
     for stage in LOOKING:

@@ -43,7 +43,8 @@ def preset(dataset: str, recipe: str | None = None) -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     content: Any = yaml.load(template.replace("the demo's values", f"{dataset}'s, recipe {recipe}"))
     known = yaml.load((HERE / "recipes.yaml").read_text(encoding="utf-8"))
-    for overlay in (known["common"], known["recipes"][recipe], known["datasets"][dataset]):
+    always = known["whatever_the_data_set"].get(recipe, {})
+    for overlay in (known["common"], known["recipes"][recipe], known["datasets"][dataset], always):
         for section, values in overlay.items():
             for key, value in values.items():
                 if key == "templates":  # in place: a comment hangs on the last item

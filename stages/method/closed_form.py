@@ -16,7 +16,7 @@ from sums over the images, which are taken a part at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ SHRINKAGES = tuple(float(s) for s in np.logspace(-4, 1.5, 40))
 LEAST_MASS = 1e-6  # of a class's labels, and of their complements, or there is no head for it
 FOLDS = 4
 SAMPLE = 20_000  # images by which the shrinkage is chosen
+BLOCK = 4096  # images whose products are made at once
 STEPS = 50  # of Newton's method, at most
 
 Doubles = npt.NDArray[np.float64]
@@ -50,12 +51,16 @@ class Sums(NamedTuple):
 
 
 class Directions(NamedTuple):
-    """The axes (dim, dim) of a covariance and their variances, and of each class both means."""
+    """The axes (dim, dim) of a covariance and their variances; of each class both means.
+
+    apart: the difference of the means (classes, dim), along the axes.
+    """
 
     axes: Doubles
     variances: Doubles
     with_class: Doubles
     without: Doubles
+    apart: Doubles
 
 
 class Head(NamedTuple):
@@ -66,9 +71,14 @@ class Head(NamedTuple):
 
 
 def sums_of(features: Floats, labels: Floats) -> Sums:
-    """The sums of some images: features (images, dim), labels (images, classes) in [0, 1]."""
-    f, q = features.astype(np.float64), labels.astype(np.float64)
-    return Sums(len(f), f.sum(axis=0), f.T @ f, q.sum(axis=0), q.T @ f)
+    """The sums of some images: features (images, dim), labels (images, classes) in [0, 1].
+
+    The products, nearly all of the work, are in the features' own precision; single is enough for
+    features whose mean is near zero.
+    """
+    f, q = features, labels.astype(features.dtype)
+    sums = (f.sum(axis=0, dtype=np.float64), f.T @ f, q.sum(axis=0, dtype=np.float64), q.T @ f)
+    return Sums(len(f), *(each.astype(np.float64) for each in sums))
 
 
 def directions_of(sums: Sums) -> Directions:
@@ -81,60 +91,76 @@ def directions_of(sums: Sums) -> Directions:
     usable = np.minimum(mass, rest) > LEAST_MASS
     with_class = np.where(usable, sums.weighed / np.where(usable, mass, 1), mean)
     without = np.where(usable, (sums.features - sums.weighed) / np.where(usable, rest, 1), mean)
-    return Directions(axes, np.maximum(variances, 0), with_class, without)
+    apart = (with_class - without) @ axes
+    return Directions(axes, np.maximum(variances, 0), with_class, without, apart)
 
 
 def head_of(of: Directions, shrinkage: float) -> Head:
     """The head, before its logits are calibrated."""
     scale = of.variances + shrinkage * max(of.variances.mean(), 1e-12)
-    weight = ((of.with_class - of.without) @ of.axes / scale) @ of.axes.T
+    weight = (of.apart / scale) @ of.axes.T
     bias = -0.5 * (weight * (of.with_class + of.without)).sum(axis=1)
     return Head(weight, bias)
 
 
 def fit(features: Floats, labels: Floats, shrinkage: float) -> Head:
     """The head of all images at once, not calibrated: see the module."""
-    return head_of(directions_of(sums_of(features, labels)), shrinkage)
+    return head_of(directions_of(sums_of(features.astype(np.float64), labels)), shrinkage)
 
 
-def calibrate(logits: Doubles, labels: Floats) -> Head:
+def calibrate(logits: Floats | Doubles, labels: Floats, boost: float = 1.0) -> Head:
     """Scale and offset a class, (classes, 1) and (classes,), that make `logits` the likeliest.
 
-    The binary cross-entropy of soft labels (images, classes), by Newton's method, its step halved
-    until it helps. The scale is not negative; of a class without mass the offset is all.
+    logits: (images, classes), or maps (images, classes, cells) that after scale and offset are
+    boosted where they are positive, and then pooled. The binary cross-entropy of soft labels
+    (images, classes), by Newton's method, its step halved until it helps. The scale is not
+    negative; of a class without mass the offset is all.
     """
     q = labels.astype(np.float64)
+    maps = logits.reshape(*logits.shape[:2], -1)
     scales, offsets = np.zeros(q.shape[1]), np.zeros(q.shape[1])
     for c in range(q.shape[1]):
-        scales[c], offsets[c] = _platt(logits[:, c], q[:, c])
+        scales[c], offsets[c] = _platt(maps[:, c].astype(np.float64), q[:, c], boost)
     return Head(scales[:, None], offsets)
 
 
-def _platt(x: Doubles, q: Doubles) -> tuple[float, float]:
+def _platt(x: Doubles, q: Doubles, boost: float) -> tuple[float, float]:
+    """Scale and offset of one class; x: (images, cells)."""
     rate = np.clip(q.mean(), 1e-6, 1 - 1e-6)
+    offset = np.log(rate / (1 - rate))
+    offset /= boost if offset > 0 else 1
     spread = x.std()
-    start = np.array([0.0, np.log(rate / (1 - rate))])
     if spread < 1e-12:
-        return 0.0, float(start[1])
-    design = np.stack([x / spread, np.ones_like(x)], axis=1)
-    theta, loss = start, _cross_entropy(design @ start, q)
+        return 0.0, float(offset)
+    x = x / spread
+
+    def look(theta: Doubles) -> tuple[float, Doubles, Doubles]:
+        """The loss, and of each image its logit and what that changes by, (images, 2)."""
+        maps = theta[0] * x + theta[1]
+        slope = np.where(maps > 0, boost, 1.0)
+        logit = (slope * maps).mean(axis=1)
+        changes = np.stack([(slope * x).mean(axis=1), slope.mean(axis=1)], axis=1)
+        return _cross_entropy(logit, q), logit, changes
+
+    theta = np.array([0.0, offset])
+    loss, logit, changes = look(theta)
     for _ in range(STEPS):
-        p = _sigmoid(design @ theta)
-        gradient = design.T @ (p - q) / len(q) + 1e-9 * theta
-        curvature = (design.T * (p * (1 - p))) @ design / len(q) + 1e-9 * np.eye(2)
+        p = _sigmoid(logit)
+        gradient = changes.T @ (p - q) / len(q) + 1e-9 * theta
+        curvature = (changes.T * (p * (1 - p))) @ changes / len(q) + 1e-9 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
         length = 1.0
         while length > 1e-6:
             ahead = theta - length * step
-            new = _cross_entropy(design @ ahead, q)
+            new, *there = look(ahead)
             if new <= loss:
                 break
             length /= 2
         if length <= 1e-6 or loss - new < 1e-12:
             break
-        theta, loss = ahead, new
+        theta, loss, (logit, changes) = ahead, new, there
     if theta[0] < 0:  # it knows less than nothing: the rate alone
-        return 0.0, float(start[1])
+        return 0.0, float(offset)
     return float(theta[0] / spread), float(theta[1])
 
 
@@ -144,8 +170,8 @@ def calibrated(head: Head, by: Head) -> Head:
 
 
 def logits_of(head: Head, features: Floats) -> Doubles:
-    """(images, classes) of features (images, dim)."""
-    logits: Doubles = features.astype(np.float64) @ head.weight.T + head.bias
+    """(images, classes) of features (images, dim), multiplied in the features' own precision."""
+    logits: Doubles = features @ head.weight.T.astype(features.dtype) + head.bias
     return logits
 
 
@@ -181,8 +207,10 @@ def fit_by_likelihood(
     every = max(1, math.ceil(images / sample))
     of_fold: list[list[Sums]] = [[] for _ in range(FOLDS)]
     kept: list[list[Part]] = [[] for _ in range(FOLDS)]
-    start = 0
-    for features, labels in parts:
+    start, origin = 0, None
+    for given, labels in in_blocks(parts):
+        origin = given.mean(axis=0, dtype=np.float64) if origin is None else origin
+        features = given - np.float32(origin)
         place = np.arange(start, start + len(features))
         start += len(features)
         for fold in range(FOLDS):
@@ -212,8 +240,26 @@ def fit_by_likelihood(
     if by is None:
         raise ValueError("the features are not finite")
     head = calibrated(head_of(directions_of(everything), best), by)
+    assert origin is not None
+    head = Head(head.weight, head.bias - head.weight @ origin.astype(np.float32))
     absent = [int(c) for c in np.flatnonzero(~head.weight.any(axis=1))]
     return Fitted(head, best, losses, absent)
+
+
+def in_blocks(parts: Iterable[Part]) -> Iterator[Part]:
+    """The same images in blocks of BLOCK, so that sums do not depend on the parts they came in."""
+    waiting: list[Part] = []
+    held = 0
+    for part in parts:
+        waiting.append(part)
+        held += len(part[0])
+        while held >= BLOCK:
+            features, labels = (np.concatenate(values) for values in zip(*waiting, strict=True))
+            yield features[:BLOCK], labels[:BLOCK]
+            waiting, held = [(features[BLOCK:], labels[BLOCK:])], held - BLOCK
+    if held:
+        features, labels = (np.concatenate(values) for values in zip(*waiting, strict=True))
+        yield features, labels
 
 
 def add_up(sums: Iterable[Sums]) -> Sums:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.runtime.types import Floats
+
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross-entropy of `logits` (images, classes) to soft `labels` in [0, 1]."""
@@ -17,6 +19,14 @@ def consistency_loss(weak_logits: Tensor, strong_logits: Tensor) -> Tensor:
     No gradient flows through the weak view: it plays the teacher here.
     """
     return F.binary_cross_entropy_with_logits(strong_logits, weak_logits.detach().sigmoid())
+
+
+def sharpen(labels: Floats, power: float) -> Floats:
+    """Soft labels (images, classes), each raised to a power: above 1 lets doubtful ones count less.
+
+    Of this project; the paper's labels are learned as they are.
+    """
+    return labels if power == 1 else labels**power
 
 
 class Objective(nn.Module):

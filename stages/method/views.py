@@ -80,6 +80,24 @@ def grid_boxes(side: int) -> list[Box]:
     ]
 
 
+def window_boxes(count: int) -> list[Box]:
+    """A pyramid of windows, each half over its neighbours: 2 x 2, then 3 x 3, … (of this project).
+
+    Sides are 2/3 of the image's, 1/2, … count: 4, 13, 29, …
+    """
+    boxes: list[Box] = []
+    across = 2
+    while len(boxes) < count:
+        side, step = 2 / (across + 1), 1 / (across + 1)
+        boxes += [
+            (column * step, row * step, column * step + side, row * step + side)
+            for row in range(across)
+            for column in range(across)
+        ]
+        across += 1
+    return boxes
+
+
 def random_boxes(count: int, rng: np.random.Generator) -> Floats:
     """Boxes (count, 4) anywhere in the image (the paper's Figure 3c).
 

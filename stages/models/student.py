@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,8 +15,8 @@ from stages.models.device import batch_size, move
 from stages.models.folding import fold_batch_norm
 from stages.models.weights import load_weights
 from stages.runtime.errors import UserError
-from stages.runtime.params import MapKind
 from stages.runtime.progress import say
+from stages.runtime.values import MapKind
 
 
 class StudentConfig(BackboneConfig):
@@ -75,10 +76,10 @@ class Student(nn.Module):
 
     @torch.inference_mode()
     def pooled_features(self, views: Tensor) -> Tensor:
-        """The backbone's features (n, features), pooled, the mean of views and mirrored views."""
+        """The backbone's features, pooled (n, 2, features): of views, and of mirrored views."""
         images = self._inputs(views)
         both = [self.backbone(one).mean(dim=(2, 3)).float() for one in (images, images.flip(-1))]
-        return torch.stack(both).mean(dim=0)
+        return torch.stack(both, dim=1)
 
     def scores(self, views: Tensor) -> Tensor:
         """Probabilities (n, classes), on the device, of uint8 views (n, 3, h, w)."""
@@ -106,12 +107,17 @@ class Student(nn.Module):
         tensors, config = load_weights(path, StudentConfig, index)
         student = build_student(config)
         student.load_state_dict(tensors)
+        return student.for_inference(device)
+
+    def for_inference(self, device: str) -> Student:
+        """The same on a device, folded where that says the same."""
+        config = self.config
         side = 2 * config.output_stride
         noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        if not fold_batch_norm(student.backbone, lambda: student.backbone(noise)):
+        if not fold_batch_norm(self.backbone, lambda: self.backbone(noise)):
             say(f"{config.arch} does not say the same when folded: it stays as it is, slower")
-        student.backbone.to(getattr(torch, config.precision))
-        return student.to(device)
+        self.backbone.to(getattr(torch, config.precision))
+        return self.to(device)
 
 
 def logits_of(maps: Tensor) -> Tensor:
@@ -134,6 +140,18 @@ def build_student(config: StudentConfig) -> Student:
     student.to(memory_format=torch.channels_last)
     if isinstance(backbone, TimmTrunk):
         backbone.to(memory_format=backbone.layout)
+    return student
+
+
+def first_student(
+    tensors: dict[str, Tensor], first: BackboneConfig, how: Mapping[str, object]
+) -> Student:
+    """A student of its first weights, `tensors`; its head is drawn, unless it is in them.
+
+    how: what `StudentConfig` has beside what `first` says.
+    """
+    student = build_student(StudentConfig.model_validate(first.model_dump() | dict(how)))
+    set_first_weights(student, tensors, first)
     return student
 
 

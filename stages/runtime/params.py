@@ -11,6 +11,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stages.runtime.values import (
+    Arch,
+    Count,
+    Epochs,
+    FirstWeights,
+    Head,
+    Jitter,
+    MapKind,
+    Positive,
+    Share,
+    Side,
+    Strength,
+    TimmArch,
+    TowerPrecision,
+)
+
 NONE = "data/none"  # DVC wants every dependency to exist: this one stands for "no such file"
 
 MADE_HERE = {("data", "classifier"), ("data", "warmup")}
@@ -18,26 +34,8 @@ OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
     ("convnext_tiny", "convnext_small", "convnext_base"), 32
 )
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0)]
-Hue = Annotated[float, Field(ge=0, le=0.5)]
-Jitter = Annotated[tuple[Strength, Strength, Strength, Hue], Field(strict=False)]  # torchvision's
-Head = Literal["gradient", "closed_form"]
-Count = Annotated[int, Field(ge=1)]
-Epochs = Annotated[int, Field(ge=0)]
-TowerPrecision = Literal["float32", "bfloat16", "float16"]
-Side = Annotated[int, Field(ge=32, le=8192)]
-Arch = Literal[
-    "teacher_tower", "resnet18", "resnet34", "resnet50", "resnet101", "convnext_tiny",
-    "convnext_small", "convnext_base", "vit_b_16", "vit_b_32",
-]  # fmt: skip
-TimmArch = Annotated[str, Field(pattern=r"^timm/[\w.-]+$")]
+WINDOWS = (4, 13, 29)  # 2 x 2, and 3 x 3, and 4 x 4 of them
 WHOLE = ("vit", "timm/")  # take whole patches, or may
-MapKind = Literal["cam", "layercam"]
-FirstWeights = Literal[
-    "teacher", "random", "checkpoint", "classifier", "published", "IMAGENET1K_V1", "IMAGENET1K_V2"
-]
 
 
 class Section(BaseModel):
@@ -161,9 +159,10 @@ class Optimiser(Section):
     head_lr_factor: Positive
 
 
-class Warmup(Section):
+class Learning(Section):
     epochs: Epochs
     head: Head
+    sharpness: Positive
 
 
 def _sides(input_size: int, scales: tuple[float, ...]) -> list[int]:
@@ -172,7 +171,7 @@ def _sides(input_size: int, scales: tuple[float, ...]) -> list[int]:
 
 
 class CamBoxes(Section):
-    views: Literal["cam", "random", "grid", "file"]
+    views: Literal["cam", "random", "grid", "windows", "file"]
     boxes: str
     selection: Literal["quantile", "fixed", "search"]
     mean_views: Positive
@@ -204,6 +203,8 @@ class CamBoxes(Section):
             raise ValueError("`views: random` makes as many an image: `mean_views` must be whole")
         if self.views == "grid" and self.mean_views**0.5 % 1:
             raise ValueError("`views: grid` is square: `mean_views` must be 1, 4, 9, 16, …")
+        if self.views == "windows" and self.mean_views not in WINDOWS:
+            raise ValueError("`views: windows` are 4 (2 x 2), 13 (and 3 x 3) or 29: `mean_views`")
         if self.margin != "none" and self.selection != "quantile":
             raise ValueError(f"`margin: {self.margin}` is for `selection: quantile` alone")
         if self.selection == "search" and self.mean_views <= 1:
@@ -231,9 +232,7 @@ class FuseLabels(Section):
     alpha: Share
 
 
-class Train(Section):
-    epochs: Epochs
-    head: Head
+class Train(Learning):
     consistency: Strength
     average: Annotated[float, Field(ge=0, lt=1)]
     jitter: Jitter
@@ -255,7 +254,7 @@ class Params(Section):
     labels: Labels
     bias: Bias
     optimiser: Optimiser
-    warmup: Warmup
+    warmup: Learning
     cam_boxes: CamBoxes
     local_clip: LocalClip
     fuse_labels: FuseLabels

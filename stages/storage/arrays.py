@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.runtime.errors import UserError
+from stages.runtime.types import Booleans, Floats
 from stages.storage.provenance import (
     ROWS,
     Digests,
@@ -158,6 +159,19 @@ def read_store(store: Store, index: str | None = None) -> tuple[dict[str, Stored
         raise damaged(path, ValueError("note and digest differ"))
     digests.check(path, note)
     return arrays, note
+
+
+def with_gaps(parts: Iterable[Floats], there: Booleans) -> Iterator[Floats]:
+    """The rows of `parts` where `there` is True, rows of NaN between, before and behind them."""
+    places = np.flatnonzero(there)
+    begin, used = 0, 0
+    for part in parts:
+        used += len(part)
+        end = int(places[used]) if used < len(places) else len(there)
+        rows = np.full((end - begin, *part.shape[1:]), np.nan, np.float32)
+        rows[there[begin:end]] = part
+        yield rows
+        begin = end
 
 
 def _regrouped(parts: Iterable[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[Any]]:

@@ -7,6 +7,7 @@ import hashlib
 import pandas as pd
 
 from stages.artifacts import INDEX
+from stages.runtime.types import Booleans
 from stages.storage.provenance import parts_of
 from stages.storage.tables import read_table
 
@@ -31,7 +32,12 @@ def index_digest(index: pd.DataFrame) -> str:
 
 def usable(index: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     """The rows of the images that could be read, of one split or of all, in the index's order."""
+    return index[is_usable(index, split)].reset_index(drop=True)
+
+
+def is_usable(index: pd.DataFrame, split: str | None = None) -> Booleans:
+    """Which rows are those of `usable`."""
     wanted = index["status"] == "ok"
     if split is not None:
         wanted &= index["split"] == split
-    return index[wanted].reset_index(drop=True)
+    return wanted.to_numpy()

@@ -2,42 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from stages.images.prefetch import load_global_views, split_batches
-from stages.method.closed_form import Part, fit_by_likelihood
+from stages.method.closed_form import Head, calibrate, calibrated, fit_by_likelihood
 from stages.models.student import Student
 from stages.models.weights import check_finite
 from stages.runtime.progress import meter, say
 from stages.runtime.types import Floats
 
+SAMPLE = 4096  # images, about, by which a boosted head is calibrated
 
-def fit_head(stage: str, student: Student, rows: pd.DataFrame, labels: Floats) -> None:
+
+def fit_head(
+    stage: str,
+    student: Student,
+    rows: pd.DataFrame,
+    labels: Floats,
+    features: Iterator[Floats] | None = None,
+) -> None:
     """Give a student the head that follows from soft `labels` (images, classes), in place.
 
-    rows: of the index, one an image. Each is seen once, and mirrored. The head is linear, so its
-    maps are no longer boosted.
+    rows: of the index, one an image. features: the images' own (n, 2, dim), of each and of its
+    mirror image, in parts; if None, the student looks at every image. The head is linear; where the
+    student boosts its maps, a scale and an offset a class make it say what it would say without.
     """
-    size = student.config.size
-    student.eval().zero_grad(set_to_none=True)
     check_finite(student.state_dict(), f"{stage}: the student")
-    batches = split_batches(range(len(rows)), student.batch_size(size))
+    if features is None:
+        seen = looked_at(f"{stage} head", student, rows, student.pooled_features)
+        features = (both.numpy() for both in seen)
 
-    def parts() -> Iterator[Part]:
-        views = load_global_views(rows, size, batches)
-        with meter(f"{stage} head", "images", len(rows)) as progress:
-            for batch, some in zip(batches, views, strict=True):
-                yield student.pooled_features(some).cpu().numpy(), labels[list(batch)]
-                progress.advance(len(batch))
+    def parts() -> Iterator[tuple[Floats, Floats]]:
+        first = 0
+        for both in features:
+            yield both.mean(axis=1), labels[first : first + len(both)]
+            first += len(both)
 
     fitted = fit_by_likelihood(parts(), len(rows))
-    weight, bias = (torch.from_numpy(values).float() for values in fitted.head)
-    student.head.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
-    student.config = student.config.model_copy(update={"boost": 1.0})
+    set_head(student, fitted.head)
+    if student.config.boost != 1:
+        some = rows.iloc[:: -(-len(rows) // SAMPLE)]
+        boosted = torch.cat([*looked_at(f"{stage} boost", student, some, student.maps)])
+        set_head(student, keep_boosted(fitted.head, boosted, student.config.boost))
     say(f"{stage}: head fitted in closed form, shrinkage {fitted.shrinkage:.3g}")
     if fitted.absent:
         named = ", ".join(student.config.classes[c] for c in fitted.absent)
         say(f"{stage}: warning: the labels tell no image from another for {named}")
+
+
+def keep_boosted(head: Head, maps: Tensor, boost: float) -> Head:
+    """The head whose boosted maps, pooled, say what `head` says by its maps as they are.
+
+    maps: its boosted ones, of some images (images, classes, h, w).
+    """
+    plain = torch.where(maps > 0, maps / boost, maps)
+    said = plain.mean(dim=(2, 3)).sigmoid()
+    return calibrated(head, calibrate(plain.numpy(), said.numpy(), boost))
+
+
+def looked_at(
+    title: str, student: Student, rows: pd.DataFrame, look: Callable[[Tensor], Tensor]
+) -> Iterator[Tensor]:
+    """What a student says of every row's image, in batches, on the processor."""
+    size = student.config.size
+    student.eval().zero_grad(set_to_none=True)
+    batches = split_batches(range(len(rows)), student.batch_size(size))
+    views = load_global_views(rows, size, batches)
+    with meter(title, "images", len(rows)) as progress:
+        for batch, some in zip(batches, views, strict=True):
+            yield look(some).cpu()
+            progress.advance(len(batch))
+
+
+def set_head(student: Student, head: Head) -> None:
+    """Put a head where the student has its own."""
+    weight, bias = (torch.from_numpy(np.asarray(values)).float() for values in head)
+    student.head.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
