@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from experiments import ablate, table1, training_free
 from experiments.ablations import Ablation, ablations
 from experiments.cdul import Aligned
-from experiments.clone import link, seed_list, show_experiments, uncommitted
+from experiments.clone import link, prepare, seed_list, show_experiments, uncommitted
 from experiments.figures import alike
 from experiments.methods import METHODS, Role
 from experiments.settings import Baseline, Cdul
@@ -545,6 +545,23 @@ def test_experiments_refuse_what_is_not_committed_and_labels_that_are_not_there(
     assert done.returncode == 1
     assert "experiments run what git has committed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_preset_takes_the_place_of_the_parameters_in_the_clone_alone(
+    committed: Project, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(committed.root)
+    own = Path("params.yaml").read_bytes()
+    there = Path(".ccd/experiments/params.yaml")
+    assert prepare("folder").source.root == "data/photos"
+    assert there.read_text() == preset("folder")
+    subprocess.run(["git", "checkout", "-q", "-f", "."], cwd=there.parent, check=True)
+    assert there.read_text() == preset("folder"), "a run would be of other parameters"
+    assert Path("params.yaml").read_bytes() == own
+    assert prepare().source.root == "photos"
+    assert there.read_bytes() == own
+    with pytest.raises(SystemExit, match="no preset for 'fold'"):
+        prepare("fold")
 
 
 def test_what_the_demos_last_run_gave_need_not_be_committed(committed: Project, monkeypatch):
