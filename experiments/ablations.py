@@ -38,7 +38,9 @@ INDEPENDENT: Changes = BIASED | {
     "labels.centre": "none",
     "fuse_labels.no_view": "keep",
 }
-FITTED: Changes = {"warmup.head": "closed_form", "warmup.epochs": 0}
+BY_GRADIENT: Changes = {"warmup.head": "gradient", "train.head": "gradient"}
+REFITTED: Changes = BY_GRADIENT | {"train.head": "closed_form"}
+INSTEAD: Changes = {"warmup.head": "closed_form", "warmup.epochs": 0}
 LAST_EPOCH: Changes = {"train.stop": "last_epoch"}
 AROUND, EXACT = "data/objects_around.csv", "data/objects_exact.csv"
 FIRST = "data/first_classifier"
@@ -100,12 +102,12 @@ def ablations(params: Params) -> dict[str, Ablation]:
         ),
         "heads": Ablation(
             {
-                "by gradient": {},
-                "fitted after the training": {"train.head": "closed_form"},
-                "fitted after the warm-up": {"warmup.head": "closed_form"},
-                "fitted instead of the warm-up": FITTED,
-                "fitted instead of the warm-up, and after the training": FITTED
-                | {"train.head": "closed_form"},
+                "by gradient": BY_GRADIENT,
+                "fitted after the training": REFITTED,
+                "… to squared labels": REFITTED | {"train.sharpness": 2.0},
+                "fitted after the warm-up": BY_GRADIENT | {"warmup.head": "closed_form"},
+                "… and after the training": REFITTED | {"warmup.head": "closed_form"},
+                "fitted instead of the warm-up, and after the training": REFITTED | INSTEAD,
             },
         ),
         "extensions": Ablation(

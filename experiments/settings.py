@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from stages.runtime.params import Section
-from stages.runtime.values import Count, Positive, Share
 from stages.runtime.params_file import checked, read_yaml
+from stages.runtime.values import Count, Positive, Share
 
 FILE = Path("experiments/params.yaml")
 

@@ -108,6 +108,25 @@ def test_the_recipes_differ_where_paper_and_script_do():
         assert recipe["warmup"]["epochs"] + recipe["train"]["epochs"] == 10
 
 
+def test_only_this_projects_own_recipes_fit_heads():
+    heads = {
+        recipe: tuple(content("voc12", recipe)[stage]["head"] for stage in ("warmup", "train"))
+        for recipe in ("paper", "official", "recommended", "instant")
+    }
+    published = ("gradient", "gradient")
+    assert heads["paper"] == heads["official"] == published
+    assert heads["recommended"] == ("gradient", "closed_form")
+    assert heads["instant"] == ("closed_form", "closed_form")
+
+
+@pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "demo"])
+def test_the_recipe_instant_trains_nothing_whatever_the_data_set(dataset: str):
+    of = content(dataset, "instant")
+    assert of["warmup"]["epochs"] == of["train"]["epochs"] == 0
+    assert of["student"]["boost"] == 1
+    assert (of["cam_boxes"]["views"], of["cam_boxes"]["mean_views"]) == ("windows", 13)
+
+
 def test_nuswide_has_prompts_of_its_own():
     assert content("nuswide", "paper")["class_text"]["templates"] == ["a photo of a {}"]
     assert content("coco", "paper")["class_text"]["templates"] == ["a photo of the {}"]
