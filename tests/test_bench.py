@@ -10,6 +10,7 @@ import open_clip
 import pytest
 
 from bench import __main__ as bench
+from bench import engines
 from tests.conftest import TINY_CLIP
 
 
@@ -34,3 +35,17 @@ def test_the_benchmark_of_speed_runs_on_a_small_size(
     found = json.loads(results.read_text())
     assert [row["row"][0] for row in found["rows"]] == ["b", "a", "a", "b", "b", "c", "d", "d"]
     assert all(row["ratio"] > 0 for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_engines_are_compared_each_in_a_process_of_its_own(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engines, "TOWERS", {tiny: (64, 2), f"{tiny}, large": (96, 1)})
+    found = list(engines.compare_engines(tmp_path / "engines", rounds=1, seconds=0.1))
+    assert [row["row"] for row in found] == [
+        f"i: {tiny} at {side} ÷ {other}"
+        for side in (64, 96)
+        for other in ("ONNX Runtime", "plain torch")
+    ]
+    assert all(row["ratio"] > 0 for row in found)
