@@ -124,6 +124,7 @@ def recipes() -> dict[str, dict[str, Any]]:
             for key, value in values.items()
         }
         for name, recipe in known["recipes"].items()
+        if name not in known["whatever_the_data_set"]  # it is no CCD
     }
     keys = set.union(*(set(values) for values in flat.values())) - OF_THE_NETWORKS
     differing = sorted(key for key in keys if len({str(flat[name][key]) for name in flat}) > 1)

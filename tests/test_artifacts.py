@@ -264,7 +264,7 @@ def test_every_table_opens_in_pandas_with_its_columns(finished: Project):
 
 def test_every_store_opens_in_xarray_with_its_dimensions(finished: Project):
     stores = [a for a in vars(artifacts).values() if isinstance(a, artifacts.Store)]
-    assert len(stores) == 4
+    assert len(stores) == 5
     for store in stores:
         data = xarray.open_zarr(finished / str(store.path), consolidated=False)
         for name, dimensions in store.arrays.items():

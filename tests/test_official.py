@@ -29,8 +29,8 @@ from tests import published_script as script
 from tests.conftest import MINI_CLASSES, Project, lay_out, write_tiny_teacher
 
 STAGES = (
-    "check", "index", "weights", "class_text", "global_clip", "bias", "warmup", "cam_boxes",
-    "local_clip", "fuse_labels", "train",
+    "check", "index", "weights", "class_text", "global_clip", "bias", "student_features",
+    "warmup", "cam_boxes", "local_clip", "fuse_labels", "train",
 )  # fmt: skip
 GLOBAL, SIDE, TRAINED, FACTOR, LIMIT = 64, 96, 64, 20.0, 1.2
 # an untrained tower sees little difference, which a unit vector enlarges with its rounding errors
