@@ -16,8 +16,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from voluptuous import Invalid
 
 from stages.runtime.errors import Interrupted, UserError
 from stages.runtime.fingerprint import declaration
@@ -418,6 +422,13 @@ def mend_lock_of_dvc(project: Project) -> None:
         json.loads(lock.read_text())
     except ValueError:
         lock.unlink()
+    except FileNotFoundError:
+        pass
+    of_results = project / "dvc.lock"
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(of_results))
+    except (Invalid, YAMLError):
+        of_results.unlink()
     except FileNotFoundError:
         pass
 
