@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from stages.method import closed_form
 from stages.method.closed_form import (
     SHRINKAGES,
     Head,
@@ -149,6 +150,16 @@ def test_images_may_come_in_any_parts(seed: int, sizes: list[int]):
     parted = fit_by_likelihood((p for p in parts() if len(p[0])), len(features))
     assert parted.shrinkage == whole.shrinkage
     assert np.array_equal(parted.head.weight, whole.head.weight)
+
+
+def test_blocks_do_not_depend_on_the_parts_that_images_come_in(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(closed_form, "BLOCK", 16)
+    features, labels = world(2)
+    parts = [(features[s : s + 7], labels[s : s + 7]) for s in range(0, len(features), 7)]
+    blocks = [list(closed_form.in_blocks(given)) for given in ([(features, labels)], parts)]
+    assert [len(f) for f, _ in blocks[0]] == [16, 16, 16, 12]
+    for one, other in zip(*blocks, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_the_shrinkage_is_the_one_that_images_not_seen_are_likeliest_with():
