@@ -14,8 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import typer
@@ -32,8 +34,6 @@ LITE2 = {
     "vision_cfg": {"timm_model_name": "tf_efficientnet_lite2", "image_size": 260},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
 }
-
-
 Row = Mapping[str, str | float]
 
 
@@ -41,16 +41,31 @@ class Engine(StrEnum):
     """What runs a tower."""
 
     PIPELINE = "pipeline"  # folded, channels last, memory kept
+    EXPORTED = "exported"  # the pipeline's, with engine: onnxruntime
     ONNX = "onnx"  # ONNX Runtime, of open_clip's tower
     TORCH = "torch"  # open_clip's tower, channels last
 
 
+SAID = {
+    Engine.PIPELINE: "pipeline",
+    Engine.EXPORTED: "pipeline with onnxruntime",
+    Engine.ONNX: "ONNX Runtime",
+    Engine.TORCH: "plain torch",
+}
+COMPARED = list(product((Engine.PIPELINE, Engine.EXPORTED), (Engine.ONNX, Engine.TORCH)))
+
+
 def main(engine: Engine, folder: Path, side: int, batch: int, seconds: float) -> None:
     """Measure one engine."""
-    if engine is not Engine.PIPELINE:
+    if engine in (Engine.ONNX, Engine.TORCH):
         os.environ.pop("OMP_WAIT_POLICY", None)  # of the stages, before torch is imported
-    work = {Engine.PIPELINE: pipeline, Engine.ONNX: onnx, Engine.TORCH: plain}[engine]
-    step = work(folder, side, batch)
+    work: dict[Engine, Callable[[Path, int, int], Callable[[], object]]] = {
+        Engine.PIPELINE: pipeline,
+        Engine.EXPORTED: partial(pipeline, engine="onnxruntime"),
+        Engine.ONNX: onnx,
+        Engine.TORCH: plain,
+    }
+    step = work[engine](folder, side, batch)
     step()
     step()
     done, began = 0, time.perf_counter()
@@ -60,7 +75,9 @@ def main(engine: Engine, folder: Path, side: int, batch: int, seconds: float) ->
     print(json.dumps(done / took))
 
 
-def pipeline(folder: Path, side: int, batch: int) -> Callable[[], object]:
+def pipeline(
+    folder: Path, side: int, batch: int, engine: Literal["torch", "onnxruntime"] = "torch"
+) -> Callable[[], object]:
     """The pipeline's own."""
     import torch
 
@@ -68,6 +85,7 @@ def pipeline(folder: Path, side: int, batch: int) -> Callable[[], object]:
     from stages.models.teacher import Teacher
 
     teacher = Teacher(folder, device())
+    teacher.use(engine, "global_clip.engine")
     teacher.prepare(side, "side", aspect_kept=False)
     views = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last)
 
@@ -135,10 +153,10 @@ def compare_engines(folder: Path, rounds: int, seconds: float = 6.0) -> Iterator
         for _ in range(rounds):
             for engine in Engine:
                 rates[engine].append(measured(engine, place, side, batch, seconds))
-        for other, said in ((Engine.ONNX, "ONNX Runtime"), (Engine.TORCH, "plain torch")):
-            ratios = np.sort(np.array(rates[Engine.PIPELINE]) / np.array(rates[other]))
+        for own, other in COMPARED:
+            ratios = np.sort(np.array(rates[own]) / np.array(rates[other]))
             yield {
-                "row": f"i: {name.partition(',')[0]} at {side} ÷ {said}",
+                "row": f"i: {name.partition(',')[0]} at {side}, {SAID[own]} ÷ {SAID[other]}",
                 "ratio": float(np.median(ratios)),
                 "least": float(ratios[0]),
                 "most": float(ratios[-1]),

@@ -31,6 +31,7 @@ def run(params: Params, job: Job) -> None:
     rows = usable(index)
     how, where = params.global_clip, device()
     teacher = Teacher(TEACHER, where, how.precision)
+    teacher.use(how.engine, "global_clip.engine")
     teacher.prepare(how.view_size, "global_clip.view_size", aspect_kept=how.aspect == "keep")
     rule = CropRule(how.view_size, "keep" if how.aspect == "keep" else "square")
 
@@ -44,6 +45,8 @@ def run(params: Params, job: Job) -> None:
         "teacher": teacher.digest,
         "units": "unit vectors",
     }
+    if how.engine != "torch":
+        provenance["engine"] = how.engine
     ok = (index["status"] == "ok").to_numpy()
     embedding = Rows(len(index), with_gaps(computed.of("embedding"), ok))
     labels = {"image": index["image_id"]}

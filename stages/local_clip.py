@@ -39,6 +39,7 @@ def run(params: Params, job: Job) -> None:
     squashed = of_boxes["side"] if how.source == "resized" else 0
     rule = CropRule(how.view_size, how.aspect, how.rounding, squashed)
     teacher = Teacher(TEACHER, where, how.precision)
+    teacher.use(how.engine, "local_clip.engine")
     teacher.prepare(
         how.view_size,
         "local_clip.view_size",
@@ -60,6 +61,8 @@ def run(params: Params, job: Job) -> None:
         "teacher": teacher.digest,
         "units": "unit vectors",
     }
+    if how.engine != "torch":
+        provenance["engine"] = how.engine
     write_store(LOCAL_CLIP, {"embedding": embedding}, provenance, job.staging)
 
 

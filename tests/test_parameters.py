@@ -15,7 +15,7 @@ import torchvision
 import zarr
 from safetensors.torch import load_file
 
-from tests import test_models, test_published_sources, test_sources, test_teachers
+from tests import test_engine, test_models, test_published_sources, test_sources, test_teachers
 from tests.conftest import MINI_CLASSES, Project, write_tiny_teacher
 from tests.declarations import leaves
 from tests.test_invalidation import rows
@@ -100,6 +100,8 @@ ELSEWHERE = {
     "source.max_bad_share": (
         test_sources.test_too_many_bad_images_stop_the_run_and_the_first_are_named
     ),
+    "global_clip.engine": test_engine.test_a_stage_is_run_by_the_engine_of_its_own,
+    "local_clip.engine": test_engine.test_a_stage_is_run_by_the_engine_of_its_own,
     "teacher.model": test_models.test_an_unknown_model_or_tag_is_named,
     "teacher.pretrained": test_teachers.test_a_published_tag_is_a_file_that_may_be_checked,
     "teacher.sha256": test_teachers.test_a_file_with_another_digest_than_expected_is_refused,

@@ -19,16 +19,18 @@ from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import VisionTransformer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 
 from stages.images.normalise import normalise
 from stages.models.attention import attention_pool, interpolate_positions
 from stages.models.device import batch_size, move
+from stages.models.engine import Exported
 from stages.models.folding import fold_batch_norm
+from stages.models.towers import ResNetTower, TransformerTower, stride_of
 from stages.models.weights import TeacherNote, read_verified
 from stages.runtime.errors import UserError
 from stages.runtime.progress import say
+from stages.runtime.values import Engine
 from stages.storage.provenance import SUMS, check_sums
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -131,15 +133,17 @@ class Teacher:
             self.stride = stride_of(self.tower, device)
         self.precision: torch.dtype = getattr(torch, precision)
         self.tower.to(memory_format=torch.channels_last)  # folding then looks at it in this layout
+        self.look: nn.Module = self.tower
         self._positions: dict[tuple[int, int], Tensor] = {}
         if isinstance(self.tower, ModifiedResNet):
             # the last bits of a double are lost when the embedding is rounded, so that it does not
             # depend on the batch; a convolution's result does not, on a CPU
             pool = torch.float64 if device == "cpu" else torch.float32
             self._pool = deepcopy(self.tower.attnpool).to(pool)
+            self.look = ResNetTower(self.tower)
             self._fold(64)
         elif isinstance(self.tower, VisionTransformer):
-            self._table = self.tower.positional_embedding.detach().clone()
+            self.look = TransformerTower(self.tower)
         elif self.stride is not None:
             self._fold(2 * self.stride)
         self.tower.to(self.precision)
@@ -207,38 +211,28 @@ class Teacher:
 
     def embed_inputs(self, images: Tensor) -> Tensor:
         """As `embed_images`, of normalised images in the tower's precision, channels last."""
-        embeddings: Any
+        embeddings = self.look(images)
         if isinstance(self.tower, ModifiedResNet):
-            embeddings = self._of_resnet(images)
-        elif isinstance(self.tower, VisionTransformer):
-            embeddings = self._of_transformer(images)
-        else:
-            embeddings = self.tower(images)
-        if isinstance(embeddings, tuple):  # CoCa's tower gives its tokens too
-            embeddings = embeddings[0]
+            embeddings = self._pooled(embeddings)
         if embeddings.dtype in (torch.bfloat16, torch.float16):
             embeddings = embeddings.float()
         return F.normalize(embeddings, dim=-1).float()
 
-    def _of_resnet(self, x: Tensor) -> Tensor:
-        x = self.tower.stem(x)
-        for layer in (self.tower.layer1, self.tower.layer2, self.tower.layer3, self.tower.layer4):
-            x = layer(x)
-        height, width = x.shape[-2:]
+    def use(self, engine: Engine, key: str) -> None:
+        """Let the image tower be run by another `engine` than torch, or refuse, in `key`'s name."""
+        if engine == "onnxruntime":
+            if self.device != "cpu":
+                raise UserError(
+                    f"`{key}: onnxruntime` is for the processor: set it to torch, or CCD_DEVICE=cpu"
+                )
+            self.look = Exported(self.look, key)
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        height, width = features.shape[-2:]
         if (height, width) not in self._positions:
             table = self._pool.positional_embedding
             self._positions[height, width] = interpolate_positions(table, height, width, "bilinear")
-        return attention_pool(self._pool, x, self._positions[height, width])
-
-    def _of_transformer(self, x: Tensor) -> Any:
-        """open_clip's own forward pass, its positional embedding resized as open_clip does."""
-        patch = self.tower.patch_size
-        grid = x.shape[-2] // patch[0], x.shape[-1] // patch[1]
-        if grid not in self._positions:
-            resized = interpolate_positions(self._table, *grid, "bicubic")
-            self._positions[grid] = resized.to(self.precision)
-        positions = {"positional_embedding": self._positions[grid]}
-        return functional_call(self.tower, positions, (x,))
+        return attention_pool(self._pool, features, self._positions[height, width])
 
     @torch.inference_mode()
     def embed_class(self, prompts: list[str]) -> Tensor:
@@ -254,23 +248,3 @@ class Teacher:
             return len(self.tokenizer.tokenizer(prompt).input_ids) > context
         longer = self.tokenizer([prompt], context_length=context + 64)
         return int((longer != 0).sum()) > context
-
-
-@torch.inference_mode()
-def stride_of(tower: Any, device: str) -> int | None:
-    """Pixels a cell of the grid of a timm tower that takes images of any shape, as convolutions do.
-
-    None for one that takes squares of one size: it has positions, or windows, of its own.
-    """
-    trunk = getattr(tower, "trunk", None)
-    features = getattr(trunk, "feature_info", None)
-    if not features or getattr(trunk, "pos_embed", None) is not None:
-        return None
-    stride = int(features[-1]["reduction"])
-    if stride & (stride - 1):  # of no pyramid of convolutions
-        return None
-    try:
-        tower(torch.zeros(1, 3, 2 * stride, 3 * stride, device=device))
-    except (AssertionError, RuntimeError, ValueError):  # timm's and torch's words for a wrong shape
-        return None
-    return stride

@@ -12,8 +12,12 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.runtime.values import (
+    OWN_STRIDE,
+    WHOLE,
+    WINDOWS,
     Arch,
     Count,
+    Engine,
     Epochs,
     FirstWeights,
     Head,
@@ -25,17 +29,11 @@ from stages.runtime.values import (
     Strength,
     TimmArch,
     TowerPrecision,
+    sides_of,
 )
 
 NONE = "data/none"  # DVC wants every dependency to exist: this one stands for "no such file"
-
 MADE_HERE = {("data", "classifier"), ("data", "warmup")}
-OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
-    ("convnext_tiny", "convnext_small", "convnext_base"), 32
-)
-
-WINDOWS = (4, 13, 29)  # 2 x 2, and 3 x 3, and 4 x 4 of them
-WHOLE = ("vit", "timm/")  # take whole patches, or may
 
 
 class Section(BaseModel):
@@ -128,10 +126,20 @@ class ClassText(Section):
         return self
 
 
-class GlobalClip(Section):
+class TeacherLook(Section):
     view_size: Side
-    aspect: Literal["squash", "keep"]
     precision: TowerPrecision
+    engine: Engine
+
+    @model_validator(mode="after")
+    def _engine_has_the_precision(self) -> Self:
+        if self.engine == "onnxruntime" and self.precision != "float32":
+            raise ValueError("`engine: onnxruntime` computes in `precision: float32` alone")
+        return self
+
+
+class GlobalClip(TeacherLook):
+    aspect: Literal["squash", "keep"]
 
 
 class Labels(Section):
@@ -165,11 +173,6 @@ class Learning(Section):
     sharpness: Positive
 
 
-def _sides(input_size: int, scales: tuple[float, ...]) -> list[int]:
-    """Of the student's input at each scale, as `method/cam.py` has them."""
-    return [input_size if scale == 1 else round(scale * input_size / 32) * 32 for scale in scales]
-
-
 class CamBoxes(Section):
     views: Literal["cam", "random", "grid", "windows", "file"]
     boxes: str
@@ -187,7 +190,7 @@ class CamBoxes(Section):
 
     @model_validator(mode="after")
     def _scales_differ(self) -> Self:
-        sides = _sides(self.input_size, self.scales)
+        sides = sides_of(self.input_size, self.scales)
         if len(set(sides)) < len(sides) or max(sides) > 8192:
             raise ValueError(
                 "`scales` must differ by 32 pixels of the input, and give 8192 at most, not "
@@ -212,12 +215,10 @@ class CamBoxes(Section):
         return self
 
 
-class LocalClip(Section):
-    view_size: Side
+class LocalClip(TeacherLook):
     source: Literal["original", "resized"]
     aspect: Literal["keep", "square"]
     rounding: Literal["stride", "pixel"]
-    precision: TowerPrecision
 
     @model_validator(mode="after")
     def _rounding_is_of_a_kept_aspect(self) -> Self:
@@ -267,7 +268,7 @@ class Params(Section):
         if self.student.arch.startswith(WHOLE) and self.cam_boxes.input_size % stride:
             raise ValueError(f"`cam_boxes.input_size` is no multiple of the student's {stride}")
         least = min(self.cam_boxes.scales)
-        if least < 1 and _sides(self.cam_boxes.input_size, (least,))[0] < 2 * stride:
+        if least < 1 and sides_of(self.cam_boxes.input_size, (least,))[0] < 2 * stride:
             raise ValueError(
                 f"`cam_boxes.scales`: {least} of `cam_boxes.input_size` is less than twice "
                 f"`student.output_stride`: {2 * stride}"

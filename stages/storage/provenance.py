@@ -38,6 +38,7 @@ class Provenance(TypedDict, total=False):
     side: int  # pixels of the student's input for maps
     views: str  # how the places of local views were found
     units: str
+    engine: str  # what ran the teacher's tower, if not torch
     files: dict[str, str]  # digests of results/, by name
 
 
