@@ -19,7 +19,7 @@ from stages.artifacts import STUDENT_FEATURES, STUDENT_INIT
 from stages.images.prefetch import load_global_views, split_batches
 from stages.models.backbones import BackboneConfig
 from stages.models.device import block_size, device
-from stages.models.student import first_student
+from stages.models.student import StudentConfig, first_student
 from stages.models.weights import load_weights
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
@@ -29,8 +29,7 @@ from stages.storage.arrays import Rows, with_gaps, write_store
 from stages.storage.index import read_index, usable
 from stages.storage.provenance import Provenance
 
-# of a head that is not asked
-ANY = {"batch_norm": "frozen", "boost": 1.0, "head": "library", "classes": ("",)}
+HEAD_NOT_ASKED = {"batch_norm": "frozen", "boost": 1.0, "head": "library"}
 
 
 def run(params: Params, job: Job) -> None:
@@ -40,8 +39,10 @@ def run(params: Params, job: Job) -> None:
     provenance: Provenance = {"index": digest, "student": first.sha256, "side": size}
     pooled = Rows(0, [np.zeros((0, 2, 1), np.float32)])
     if params.warmup.epochs == 0 and params.warmup.head == "closed_form":
-        how = {"precision": params.student.precision, "size": size, "classes": first.classes}
-        student = first_student(tensors, first, ANY | {k: v for k, v in how.items() if v})
+        how = {"precision": params.student.precision, "size": size}
+        classes = {"classes": first.classes or ("",)}
+        said = first.model_dump() | HEAD_NOT_ASKED | how | classes
+        student = first_student(tensors, first, StudentConfig.model_validate(said))
         student.for_inference(where).eval()
         batch = student.batch_size(size)
 

@@ -24,7 +24,7 @@ from stages.artifacts import (
 from stages.method.objective import Objective, sharpen
 from stages.method.stopping import first_local_minimum, published_stop
 from stages.models.frozen import first_features
-from stages.models.student import StudentConfig, build_student
+from stages.models.student import StudentConfig
 from stages.models.weights import Note, load_weights, save_weights
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
@@ -33,7 +33,7 @@ from stages.runtime.progress import say
 from stages.storage.index import is_usable, read_index, usable
 from stages.storage.provenance import check_sums, write_sums
 from stages.storage.tables import class_columns, class_values, read_csv, read_table, write_csv
-from stages.training.head import fit_head
+from stages.training.head import fit_head, student_of
 from stages.training.loop import Recipe, Trainer
 from stages.training.state import History, first_state, read_checkpoint
 
@@ -50,9 +50,6 @@ def run(params: Params, job: Job) -> None:
         raise UserError(
             f"{PSEUDO_LABELS.path} and {WARMUP_STUDENT} differ in classes: run `dvc repro`"
         )
-    student = build_student(config)
-    student.load_state_dict(weights)
-
     soft = sharpen(class_values(PSEUDO_LABELS, labels), params.train.sharpness)
     objective = Objective(torch.tensor(soft))
     recipe = Recipe(
@@ -67,23 +64,24 @@ def run(params: Params, job: Job) -> None:
     check_sums(WARMUP_HISTORY.parent, WARMUP_HISTORY.name)
     warmed_up = read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()
     state, best = first_state(weights, moments), None
-    for state in Trainer(job, student, rows, objective, recipe).states(moments):
-        best = kept_epoch(params.train.stop, warmed_up, state.history)
-        if best is not None:
-            say(f"train: {params.train.stop} is reached; epoch {best + 1} is kept")
-            break
+    if recipe.epochs:
+        student = student_of(config, weights)
+        for state in Trainer(job, student, rows, objective, recipe).states(moments):
+            best = kept_epoch(params.train.stop, warmed_up, state.history)
+            if best is not None:
+                say(f"train: {params.train.stop} is reached; epoch {best + 1} is kept")
+                break
     history = pd.DataFrame(state.history, columns=COLUMNS)
     kept = len(history) if best is None else best + 1
     history["kept"] = (history["epoch"] == kept).astype(int)
     if best is not None:
         state = read_checkpoint(job, kept)
-    student.load_state_dict(state.weights)
+    weights = state.weights
     if params.train.head == "closed_form" and job.rank == 0:
         where, wanted = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index, "train")
-        seen = first_features(*where, state.weights, config.size, wanted, digest)
-        fit_head(job.stage, student, rows, soft, seen)
-    config = student.config.model_copy(update={"epoch": kept})
-    save_weights(job.staging / STUDENT, student.state_dict(), config)
+        seen = first_features(*where, weights, config.size, wanted, digest)
+        weights = fit_head(job.stage, config, weights, rows, soft, seen)
+    save_weights(job.staging / STUDENT, weights, config.model_copy(update={"epoch": kept}))
     write_csv(job.staging / TRAIN_HISTORY, history)
     write_sums((job.staging / TRAIN_HISTORY).parent)
 

@@ -22,7 +22,7 @@ from stages.artifacts import (
 from stages.method.objective import Objective, sharpen
 from stages.models.backbones import BackboneConfig
 from stages.models.frozen import first_features
-from stages.models.student import first_student
+from stages.models.student import StudentConfig, first_student, first_weights
 from stages.models.weights import Note, load_weights, save_weights
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
@@ -42,7 +42,6 @@ def run(params: Params, job: Job) -> None:
     rows = usable(index, "train")
     labels, _ = read_table(INITIAL_LABELS, digest)
     tensors, first = load_weights(STUDENT_INIT, BackboneConfig)
-    torch.manual_seed(params.seed)  # of the head's first weights
     how = {
         "batch_norm": params.student.batch_norm,
         "boost": params.student.boost,
@@ -52,24 +51,28 @@ def run(params: Params, job: Job) -> None:
         "classes": class_columns(INITIAL_LABELS, labels),
         "index": digest,
     }
-    student = first_student(tensors, first, how)
+    config = StudentConfig.model_validate(first.model_dump() | how)
+    fitted = params.warmup.head == "closed_form"
 
     soft = sharpen(class_values(INITIAL_LABELS, labels), params.warmup.sharpness)
     objective = Objective(torch.tensor(soft))
     recipe = Recipe(params.warmup.epochs, params.optimiser, params.seed, POSITIVE)
-    state = first_state(student.state_dict())
-    for latest in Trainer(job, student, rows, objective, recipe).states(moments={}):
-        state = latest
+    if fitted and not recipe.epochs:
+        state = first_state(first_weights(tensors, first, config.classes))
+    else:
+        torch.manual_seed(params.seed)  # of the head's first weights
+        student = first_student(tensors, first, config)
+        state = first_state(student.state_dict())
+        for latest in Trainer(job, student, rows, objective, recipe).states(moments={}):
+            state = latest
     weights, moments = state.weights, state.moments
-    if params.warmup.head == "closed_form" and job.rank == 0:
-        student.load_state_dict(weights)
-        train, size = is_usable(index, "train"), student.config.size
-        seen = first_features(STUDENT_FEATURES, STUDENT_INIT, weights, size, train, digest)
-        fit_head(job.stage, student, rows, soft, seen)
-        weights = student.state_dict()
+    if fitted and job.rank == 0:
+        where, train = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index, "train")
+        seen = first_features(*where, weights, config.size, train, digest)
+        weights = fit_head(job.stage, config, weights, rows, soft, seen)
         of_others = (name for name in moments if not name.partition(".")[2].startswith("head."))
         moments = {name: moments[name] for name in of_others}
-    save_weights(job.staging / WARMUP_STUDENT, weights, student.config)
+    save_weights(job.staging / WARMUP_STUDENT, weights, config)
     save_weights(job.staging / WARMUP_OPTIMISER, moments, Note(index=digest))
     history = pd.DataFrame(state.history, columns=COLUMNS)
     write_csv(job.staging / WARMUP_HISTORY, history)

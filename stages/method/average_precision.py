@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import average_precision_score
 
 from stages.runtime.types import Booleans, Floats
 
@@ -18,6 +17,8 @@ def average_precision(truth: Booleans | Floats, scores: Floats) -> float:
     positive = truth[judged] > 0
     if not positive.any():
         return float("nan")
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(positive, scores[judged]))
 
 

@@ -1,4 +1,7 @@
-"""The student's backbones: what of a published architecture gives a feature map."""
+"""The student's backbones: what of a published architecture gives a feature map.
+
+timm and torchvision take seconds to import: who only reads a configuration does without.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,9 @@ import difflib
 from collections import OrderedDict
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from pydantic import BaseModel, ConfigDict
-from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 
 from stages.models.weights import Note
@@ -115,7 +115,11 @@ class TimmTrunk(nn.Module):
 
     def __init__(self, network: Any) -> None:
         super().__init__()
+        from timm.layers.helpers import to_2tuple
+
         self.network = network
+        embedded = getattr(network, "patch_embed", None)
+        self.patch = None if embedded is None else to_2tuple(embedded.patch_size)
         fast = type(network).__name__ in FASTER_IN_CHANNELS_LAST
         self.layout = torch.channels_last if fast else torch.contiguous_format
         self.others = int(getattr(network, "num_prefix_tokens", 0))  # tokens of no patch
@@ -128,7 +132,8 @@ class TimmTrunk(nn.Module):
         if features.ndim == 4:
             last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
             return features.permute(0, 3, 1, 2) if last else features
-        rows, columns = to_2tuple(self.network.patch_embed.patch_size)
+        assert self.patch is not None  # whoever gives tokens embeds patches
+        rows, columns = self.patch
         height, width = x.shape[-2] // rows, x.shape[-1] // columns
         patches = features[:, self.others :].transpose(1, 2)
         return patches.reshape(*patches.shape[:2], height, width)
@@ -141,6 +146,8 @@ def build_backbone(config: BackboneConfig) -> tuple[nn.Module, int]:
         return _tower(config)
     if arch.startswith("timm/"):
         return _of_timm(config)
+    import torchvision
+
     network: Any = getattr(torchvision.models, arch)(weights=None)
     if arch.startswith("vit"):
         return _TransformerTrunk(network), network.hidden_dim
@@ -172,6 +179,8 @@ def _tower(config: BackboneConfig) -> tuple[nn.Module, int]:
 
 def _of_timm(config: BackboneConfig) -> tuple[nn.Module, int]:
     """Of any image size where that can be asked for; `UserError` for what has no map like that."""
+    import timm
+
     key, name = "student.arch in params.yaml", config.arch.removeprefix("timm/")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -45,6 +44,8 @@ def _followed(
     network: nn.Module, look: Callable[[], Tensor]
 ) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
     """Each convolution and the normalisation that took its result, and the network's own result."""
+    from timm.layers.norm_act import BatchNormAct2d
+
     made: list[tuple[nn.Conv2d, Tensor]] = []
     taken: list[tuple[nn.BatchNorm2d, Tensor]] = []
     hooks = []
@@ -71,6 +72,8 @@ def _once(module: nn.Module, calls: Sequence[tuple[nn.Module, Tensor]]) -> bool:
 
 def _rest_of(norm: nn.BatchNorm2d) -> nn.Module:
     """What a normalisation does beyond its affine map: timm's have an activation in them."""
+    from timm.layers.norm_act import BatchNormAct2d
+
     if isinstance(norm, BatchNormAct2d):
         return nn.Sequential(norm.drop, norm.act)
     return nn.Identity()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -144,28 +143,37 @@ def build_student(config: StudentConfig) -> Student:
 
 
 def first_student(
-    tensors: dict[str, Tensor], first: BackboneConfig, how: Mapping[str, object]
+    tensors: dict[str, Tensor], first: BackboneConfig, config: StudentConfig
 ) -> Student:
-    """A student of its first weights, `tensors`; its head is drawn, unless it is in them.
-
-    how: what `StudentConfig` has beside what `first` says.
-    """
-    student = build_student(StudentConfig.model_validate(first.model_dump() | dict(how)))
+    """A student of its first weights, `tensors`; its head is drawn, unless it is in them."""
+    student = build_student(config)
     set_first_weights(student, tensors, first)
     return student
 
 
 def set_first_weights(student: Student, tensors: dict[str, Tensor], first: BackboneConfig) -> None:
     """Set a student to the weights of a backbone, or of a classifier of the same classes."""
+    set_weights(student, first_weights(tensors, first, student.config.classes))
+
+
+def set_weights(student: Student, weights: dict[str, Tensor]) -> None:
+    """Set a student to these weights; its head stays as it is if theirs is missing."""
+    own = {name: value for name, value in student.state_dict().items() if name.startswith("head.")}
+    student.load_state_dict(own | weights)
+
+
+def first_weights(
+    tensors: dict[str, Tensor], first: BackboneConfig, classes: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The same weights by the names that a student of these `classes` has for them."""
     if first.classes is None:
-        student.backbone.load_state_dict(tensors)
-        return
-    if first.classes != student.config.classes:
+        return {f"backbone.{name}": value for name, value in tensors.items()}
+    if first.classes != classes:
         raise UserError(
             "student.checkpoint in params.yaml: that classifier knows other classes: "
             f"{', '.join(first.classes)[:100]}"
         )
-    student.load_state_dict(tensors)
+    return tensors
 
 
 def maps_at_scales(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import ColorJitter
 
 
 def weak(images: Tensor) -> Tensor:
@@ -18,6 +17,8 @@ def strong(images: Tensor, jitter: tuple[float, ...]) -> Tensor:
 
     jitter: strengths of brightness, contrast, saturation and hue, as in torchvision.
     """
+    from torchvision.transforms.v2 import ColorJitter
+
     brightness, contrast, saturation, hue = jitter
     change = ColorJitter(brightness, contrast, saturation, hue)
     return torch.stack([change(image) for image in weak(images)])

@@ -11,29 +11,34 @@ from torch import Tensor
 
 from stages.images.prefetch import load_global_views, split_batches
 from stages.method.closed_form import Head, calibrate, calibrated, fit_by_likelihood
-from stages.models.student import Student
+from stages.models.device import device
+from stages.models.student import Student, StudentConfig, build_student, set_weights
 from stages.models.weights import check_finite
 from stages.runtime.progress import meter, say
 from stages.runtime.types import Floats
+from stages.training.state import Tensors
 
 SAMPLE = 4096  # images, about, by which a boosted head is calibrated
 
 
 def fit_head(
     stage: str,
-    student: Student,
+    config: StudentConfig,
+    weights: Tensors,
     rows: pd.DataFrame,
     labels: Floats,
     features: Iterator[Floats] | None = None,
-) -> None:
-    """Give a student the head that follows from soft `labels` (images, classes), in place.
+) -> Tensors:
+    """A student's weights with the head that follows from soft `labels` (images, classes).
 
-    rows: of the index, one an image. features: the images' own (n, 2, dim), of each and of its
-    mirror image, in parts; if None, the student looks at every image. The head is linear; where the
-    student boosts its maps, a scale and an offset a class make it say what it would say without.
+    weights: the head's may be missing. rows: of the index, one an image. features: the images' own
+    (n, 2, dim), of each and of its mirror image, in parts; if None, the student looks at every
+    image. The head is linear; where the student boosts its maps, a scale and an offset a class make
+    it say what it would say without.
     """
-    check_finite(student.state_dict(), f"{stage}: the student")
+    check_finite(weights, f"{stage}: the student")
     if features is None:
+        student = student_of(config, weights)
         seen = looked_at(f"{stage} head", student, rows, student.pooled_features)
         features = (both.numpy() for both in seen)
 
@@ -44,15 +49,16 @@ def fit_head(
             first += len(both)
 
     fitted = fit_by_likelihood(parts(), len(rows))
-    set_head(student, fitted.head)
-    if student.config.boost != 1:
-        some = rows.iloc[:: -(-len(rows) // SAMPLE)]
+    weights = with_head(weights, fitted.head)
+    if config.boost != 1:
+        student, some = student_of(config, weights), rows.iloc[:: -(-len(rows) // SAMPLE)]
         boosted = torch.cat([*looked_at(f"{stage} boost", student, some, student.maps)])
-        set_head(student, keep_boosted(fitted.head, boosted, student.config.boost))
+        weights = with_head(weights, keep_boosted(fitted.head, boosted, config.boost))
     say(f"{stage}: head fitted in closed form, shrinkage {fitted.shrinkage:.3g}")
     if fitted.absent:
-        named = ", ".join(student.config.classes[c] for c in fitted.absent)
+        named = ", ".join(config.classes[c] for c in fitted.absent)
         say(f"{stage}: warning: the labels tell no image from another for {named}")
+    return weights
 
 
 def keep_boosted(head: Head, maps: Tensor, boost: float) -> Head:
@@ -79,7 +85,14 @@ def looked_at(
             progress.advance(len(batch))
 
 
-def set_head(student: Student, head: Head) -> None:
-    """Put a head where the student has its own."""
+def student_of(config: StudentConfig, weights: Tensors) -> Student:
+    """A student of these weights, where networks compute."""
+    student = build_student(config)
+    set_weights(student, weights)
+    return student.to(device())
+
+
+def with_head(weights: Tensors, head: Head) -> Tensors:
+    """A student's weights with another head."""
     weight, bias = (torch.from_numpy(np.asarray(values)).float() for values in head)
-    student.head.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
+    return weights | {"head.weight": weight[:, :, None, None], "head.bias": bias}

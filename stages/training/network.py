@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -53,6 +52,8 @@ def prepare_batch_norm(student: Student, ranks: int, device: str) -> None:
             "student.batch_norm to frozen in params.yaml, or CCD_DEVICES to 1"
         )
     if ranks > 1:
+        from timm.layers.norm_act import convert_sync_batchnorm
+
         convert: Any = convert_sync_batchnorm  # torch's own would drop the activations in timm's
         convert(student)
 
