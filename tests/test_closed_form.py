@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from scipy.optimize import minimize
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -214,3 +215,17 @@ def test_heads_fitted_in_closed_form_are_those_of_the_classifier_that_is_judged(
     before = project.digests("data/classifier/*")
     project.stage("train")
     assert project.digests("data/classifier/*") == before
+
+
+def test_a_head_that_was_put_in_place_of_another_begins_without_its_moments(project: Project):
+    trained = moments_of(project)
+    assert any(".head." in name for name in trained)
+    project.set(warmup__head="closed_form")
+    project.stage("warmup")
+    fitted = moments_of(project)
+    assert set(fitted) == {name for name in trained if ".head." not in name}
+    project.stage("train")
+
+
+def moments_of(project: Project) -> dict[str, torch.Tensor]:
+    return load_file(project / "data/warmup/optimiser.safetensors")
