@@ -110,6 +110,17 @@ def ablations(params: Params) -> dict[str, Ablation]:
                 "fitted instead of the warm-up, and after the training": REFITTED | INSTEAD,
             },
         ),
+        "floor": Ablation(
+            {
+                "floor and division": {},
+                "floor": UNDIVIDED,
+                "division": {"labels.floor": 0.0},
+                "neither": BIASED,
+                "neither, to the power 1/2": BIASED | _sharpened(0.5),
+                "neither, squared": BIASED | _sharpened(2.0),
+                "floor, squared": UNDIVIDED | _sharpened(2.0),
+            },
+        ),
         "extensions": Ablation(
             {
                 "CCD": {},
@@ -148,6 +159,10 @@ def ablations(params: Params) -> dict[str, Ablation]:
 
 def _curve(key: str, values: list[float]) -> dict[str, Changes]:
     return {str(value): {key: value} for value in values}
+
+
+def _sharpened(power: float) -> Changes:
+    return {"warmup.sharpness": power, "train.sharpness": power}
 
 
 def _given(boxes: str) -> Changes:

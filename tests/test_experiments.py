@@ -188,6 +188,12 @@ def changed(changes: dict[str, Any], base: Any = None) -> Params:
     return parse_params(content)
 
 
+def write_labels(run: Path) -> None:
+    (run / "data").mkdir(exist_ok=True)
+    labels = pd.DataFrame({"image_id": ["a", "b"], "cat": [0.5, 1.0], "dog": [0.25, 1.0]})
+    labels.to_parquet(run / "data/pseudo_labels.parquet")
+
+
 @pytest.fixture
 def few_runs(tmp_path, monkeypatch) -> list[tuple[int, dict[str, Any]]]:
     """An ablation's runs, as they were asked for; each ends in figures that tell it apart."""
@@ -206,6 +212,7 @@ def few_runs(tmp_path, monkeypatch) -> list[tuple[int, dict[str, Any]]]:
         classes = pd.DataFrame({"class": ["cup", "key"], "bias": [0.9, 0.5]})
         classes["teacher_AP"] = classes["student_AP"] = 70.0 + len(runs)
         classes.to_csv(results / "per_class.csv", index=False)
+        write_labels(tmp_path / "clone")
         return tmp_path / "clone"
 
     monkeypatch.setattr(ablate, "prepare", lambda *_: PARAMS)
@@ -244,8 +251,11 @@ def test_a_run_whose_training_images_have_no_labels_has_no_column_for_them(tmp_p
     figures |= {"diagnostics": {"views_per_image": 5.0}}
     (tmp_path / "results").mkdir()
     (tmp_path / "results/metrics.json").write_text(json.dumps(figures))
-    columns = ["teacher_mAP", "warmup_mAP", "mAP", "views_per_image"]
-    assert ablate.of_run(tmp_path).columns.tolist() == columns
+    write_labels(tmp_path)
+    line = ablate.of_run(tmp_path)
+    columns = ["teacher_mAP", "warmup_mAP", "mAP", "views_per_image", "labels_per_image"]
+    assert line.columns.tolist() == columns
+    assert line["labels_per_image"].tolist() == [1.38]
 
 
 def test_classes_are_compared_from_the_most_biased_on(few_runs, tmp_path, capsys):
