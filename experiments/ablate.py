@@ -25,6 +25,7 @@ from experiments.charts import bars, curve, dumbbells
 from experiments.clone import DEMO, must_be_judged, prepare, reproduce, seed_list
 from stages.artifacts import PSEUDO_LABELS, STUDENT
 from stages.runtime.params import Source
+from stages.runtime.params_file import PARAMS_FILE, read_yaml
 
 RESULTS = Path("results")
 PUBLISHED = Path(__file__).with_name("published_classes.csv")
@@ -90,15 +91,17 @@ def keep_classifier(seed: int) -> None:
 def of_run(done: Path) -> pd.DataFrame:
     """A line: how good student, teacher and every label are, in percent; how many labels there are.
 
-    labels_per_image: the sum of an image's pseudo-labels, on average.
+    labels_per_image: the sum of an image's pseudo-labels, raised to the power that they are learned
+    at, on average.
     """
     metrics = json.loads((done / "results/metrics.json").read_text())
     line = {key: metrics[key] for key in ("teacher_mAP", "warmup_mAP", "mAP")}
     of_labels = metrics.get("label_mAP", {})  # where training images have labels to judge them by
     labels = {f"{name}_label_mAP": value for name, value in of_labels.items()}
     views = {"views_per_image": metrics["diagnostics"]["views_per_image"]}
+    power = read_yaml(done / PARAMS_FILE)["train"]["sharpness"]
     pseudo = pd.read_parquet(done / PSEUDO_LABELS.path).drop(columns="image_id")
-    mass = {"labels_per_image": round(float(pseudo.sum(axis=1).mean()), 2)}
+    mass = {"labels_per_image": round(float((pseudo**power).sum(axis=1).mean()), 2)}
     return pd.DataFrame([line | labels | views | mass])
 
 

@@ -24,7 +24,7 @@ from stages.artifacts import (
 from stages.method.objective import Objective, sharpen
 from stages.method.stopping import first_local_minimum, published_stop
 from stages.models.frozen import first_features
-from stages.models.student import StudentConfig
+from stages.models.student import StudentConfig, build_student
 from stages.models.weights import Note, load_weights, save_weights
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
@@ -33,7 +33,7 @@ from stages.runtime.progress import say
 from stages.storage.index import is_usable, read_index, usable
 from stages.storage.provenance import check_sums, write_sums
 from stages.storage.tables import class_columns, class_values, read_csv, read_table, write_csv
-from stages.training.head import fit_head, student_of
+from stages.training.head import fit_head
 from stages.training.loop import Recipe, Trainer
 from stages.training.state import History, first_state, read_checkpoint
 
@@ -65,12 +65,14 @@ def run(params: Params, job: Job) -> None:
     warmed_up = read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()
     state, best = first_state(weights, moments), None
     if recipe.epochs:
-        student = student_of(config, weights)
+        student = build_student(config)
+        student.load_state_dict(weights)
         for state in Trainer(job, student, rows, objective, recipe).states(moments):
             best = kept_epoch(params.train.stop, warmed_up, state.history)
             if best is not None:
                 say(f"train: {params.train.stop} is reached; epoch {best + 1} is kept")
                 break
+        del student  # and its gradients
     history = pd.DataFrame(state.history, columns=COLUMNS)
     kept = len(history) if best is None else best + 1
     history["kept"] = (history["epoch"] == kept).astype(int)

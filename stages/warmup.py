@@ -22,7 +22,7 @@ from stages.artifacts import (
 from stages.method.objective import Objective, sharpen
 from stages.models.backbones import BackboneConfig
 from stages.models.frozen import first_features
-from stages.models.student import StudentConfig, first_student, first_weights
+from stages.models.student import Student, StudentConfig, first_student, named_for_student
 from stages.models.weights import Note, load_weights, save_weights
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
@@ -31,7 +31,7 @@ from stages.storage.provenance import write_sums
 from stages.storage.tables import class_columns, class_values, read_table, write_csv
 from stages.training.head import fit_head
 from stages.training.loop import Recipe, Trainer
-from stages.training.state import first_state
+from stages.training.state import State, first_state
 
 POSITIVE = 0.5  # a label at least this large counts as positive for the training mAP
 COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "exact_mAP"]
@@ -58,13 +58,10 @@ def run(params: Params, job: Job) -> None:
     objective = Objective(torch.tensor(soft))
     recipe = Recipe(params.warmup.epochs, params.optimiser, params.seed, POSITIVE)
     if fitted and not recipe.epochs:
-        state = first_state(first_weights(tensors, first, config.classes))
+        state = first_state(named_for_student(tensors, first, config.classes))
     else:
         torch.manual_seed(params.seed)  # of the head's first weights
-        student = first_student(tensors, first, config)
-        state = first_state(student.state_dict())
-        for latest in Trainer(job, student, rows, objective, recipe).states(moments={}):
-            state = latest
+        state = trained(job, first_student(tensors, first, config), rows, objective, recipe)
     weights, moments = state.weights, state.moments
     if fitted and job.rank == 0:
         where, train = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index, "train")
@@ -77,6 +74,16 @@ def run(params: Params, job: Job) -> None:
     history = pd.DataFrame(state.history, columns=COLUMNS)
     write_csv(job.staging / WARMUP_HISTORY, history)
     write_sums((job.staging / WARMUP_HISTORY).parent)
+
+
+def trained(
+    job: Job, student: Student, rows: pd.DataFrame, objective: Objective, recipe: Recipe
+) -> State:
+    """The state after the last epoch."""
+    state = first_state(student.state_dict())
+    for latest in Trainer(job, student, rows, objective, recipe).states(moments={}):
+        state = latest
+    return state
 
 
 if __name__ == "__main__":

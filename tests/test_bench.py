@@ -44,8 +44,9 @@ def test_engines_are_compared_each_in_a_process_of_its_own(
     monkeypatch.setattr(engines, "TOWERS", {tiny: (64, 2), f"{tiny}, large": (96, 1)})
     found = list(engines.compare_engines(tmp_path / "engines", rounds=1, seconds=0.1))
     assert [row["row"] for row in found] == [
-        f"i: {tiny} at {side} ÷ {other}"
+        f"i: {tiny} at {side}, {own} ÷ {other}"
         for side in (64, 96)
+        for own in ("pipeline", "pipeline with onnxruntime")
         for other in ("ONNX Runtime", "plain torch")
     ]
     assert all(row["ratio"] > 0 for row in found)

@@ -78,6 +78,40 @@ def test_a_network_that_cannot_be_exported_is_named_with_the_way_out():
         Exported(Odd(), "k")(torch.rand(2, 3, 8, 8))
 
 
+def test_a_network_that_cannot_be_exported_does_not_flood_the_terminal(capfd):
+    test_a_network_that_cannot_be_exported_is_named_with_the_way_out()
+    assert capfd.readouterr().out == ""
+
+
+def test_a_graph_of_a_fixed_number_of_images_is_not_taken_for_one_of_any():
+    class Fixed(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean(dim=(2, 3)).reshape(int(images.shape[0]), 3)
+
+    for views in (torch.rand(1, 3, 8, 8), torch.rand(5, 3, 8, 8)):
+        with pytest.raises(UserError, match="says something else"):
+            Exported(Fixed(), "k")(views)
+
+
+def test_what_is_not_finite_is_left_to_the_caller():
+    class Odd(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean(dim=(2, 3)).log()
+
+    said = Exported(Odd(), "k")(-torch.rand(5, 3, 8, 8))
+    assert said.shape == (5, 3)
+    assert said.isnan().all()
+
+
+def test_a_transformer_takes_views_of_one_shape_by_onnx_runtime(tmp_path: Path):
+    write_local_dir(tmp_path / "vit", TINY_VIT)
+    teacher = Teacher(tmp_path / "vit", "cpu")
+    teacher.use("onnxruntime", "local_clip.engine")
+    teacher.prepare(64, "local_clip.view_size", aspect_kept=False)
+    with pytest.raises(UserError, match="`local_clip.view_size` keeps the views' aspect, but ONNX"):
+        teacher.prepare(64, "local_clip.view_size", aspect_kept=True)
+
+
 def test_graphs_of_many_shapes_may_not_take_all_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -101,9 +135,8 @@ def test_another_engine_is_for_the_processor_and_an_extra(
         teacher.use("onnxruntime", "a.engine")
     monkeypatch.setattr(teacher, "device", "cpu")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    teacher.use("onnxruntime", "a.engine")
     with pytest.raises(UserError, match=r"^a.engine: onnxruntime is missing: `pip install"):
-        teacher.embed_images(random_views(1, *ANY))
+        teacher.use("onnxruntime", "a.engine")
 
 
 @pytest.mark.parametrize("stage", ["global_clip", "local_clip"])

@@ -192,6 +192,7 @@ def write_labels(run: Path) -> None:
     (run / "data").mkdir(exist_ok=True)
     labels = pd.DataFrame({"image_id": ["a", "b"], "cat": [0.5, 1.0], "dog": [0.25, 1.0]})
     labels.to_parquet(run / "data/pseudo_labels.parquet")
+    (run / "params.yaml").write_text("train: {sharpness: 1.0}")
 
 
 @pytest.fixture
@@ -256,6 +257,8 @@ def test_a_run_whose_training_images_have_no_labels_has_no_column_for_them(tmp_p
     columns = ["teacher_mAP", "warmup_mAP", "mAP", "views_per_image", "labels_per_image"]
     assert line.columns.tolist() == columns
     assert line["labels_per_image"].tolist() == [1.38]
+    (tmp_path / "params.yaml").write_text("train: {sharpness: 2.0}")
+    assert ablate.of_run(tmp_path)["labels_per_image"].tolist() == [1.16]
 
 
 def test_classes_are_compared_from_the_most_biased_on(few_runs, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 
@@ -124,6 +125,16 @@ def test_features_of_another_student_are_refused(instant: Project):
     done = instant.stage("warmup", check=False)
     assert "data/student_features.zarr is of another student: run `dvc repro`" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_head_on_stored_features_waits_for_no_library_of_networks(instant: Project):
+    for stage in AFTER[:-2]:
+        instant.stage(stage)
+    cold = as_ordinary_processes(instant)
+    for stage in ("warmup", "train", "evaluate"):
+        imported = cold.run("python", "-X", "importtime", "-m", f"stages.{stage}").stderr
+        assert " torch\n" in imported
+        assert not re.search(r"\| +(timm|torchvision|open_clip)$", imported, flags=re.M), stage
 
 
 def test_killed_and_run_again_they_are_the_same_bytes(instant: Project):

@@ -62,6 +62,10 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
         ({"labels__temperature": "learnt"}, "`labels.temperature` is 'learnt'"),
         ({"class_text__templates": ["a photo"]}, "needs one {}"),
         ({"teacher__checkpoint": "data/none"}, "`teacher`: give either"),
+        (
+            {"global_clip__engine": "onnxruntime", "global_clip__precision": "bfloat16"},
+            "`global_clip`: `engine: onnxruntime` computes in `precision: float32` alone",
+        ),
         ({"student__arch": "resnet50"}, "`student`: `weights: teacher` wants"),
         ({"train__jitter": [0.5]}, "`train.jitter.3` is missing"),
         ({"train__jitter": [0.5, 0.5, 0.5, 0.8]}, "`train.jitter.3` is 0.8"),

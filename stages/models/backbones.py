@@ -118,8 +118,8 @@ class TimmTrunk(nn.Module):
         from timm.layers.helpers import to_2tuple
 
         self.network = network
-        embedded = getattr(network, "patch_embed", None)
-        self.patch = None if embedded is None else to_2tuple(embedded.patch_size)
+        patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        self.patch = None if patch is None else to_2tuple(patch)
         fast = type(network).__name__ in FASTER_IN_CHANNELS_LAST
         self.layout = torch.channels_last if fast else torch.contiguous_format
         self.others = int(getattr(network, "num_prefix_tokens", 0))  # tokens of no patch
@@ -132,7 +132,8 @@ class TimmTrunk(nn.Module):
         if features.ndim == 4:
             last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
             return features.permute(0, 3, 1, 2) if last else features
-        assert self.patch is not None  # whoever gives tokens embeds patches
+        if self.patch is None:
+            raise RuntimeError("its tokens are of no patches")
         rows, columns = self.patch
         height, width = x.shape[-2] // rows, x.shape[-1] // columns
         patches = features[:, self.others :].transpose(1, 2)

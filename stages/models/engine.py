@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,37 +24,41 @@ SWITCH = "`engine: torch` is the other way"
 class Exported(nn.Module):
     """A network by ONNX Runtime, with torch's tensors in and out.
 
-    It is exported at the first views, for any shape of views; where that says something else than
-    the network at another shape (paddings and positions may be of one shape), again for that one.
-    The first views of a shape are given to both, which must say the same.
+    It is exported at the first views, for any number and shape of them; where that says something
+    else than the network at another shape, again for that one. Of the first views of a shape both
+    must say the same, as of more views than it was exported with.
     key: the parameter that asked for it, for messages.
     """
 
     def __init__(self, network: nn.Module, key: str) -> None:
         super().__init__()
+        runtime_of(key)
         self.network, self.key = network, key
         self.weights = sum(value.nbytes for value in network.state_dict().values())
         self.graphs: list[Any] = []
-        self.graph_of: dict[tuple[int, int], Any] = {}
+        self.of_shape: dict[tuple[int, int], Any] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """What the network says of normalised images (n, 3, h, w) in float32."""
         shape = (images.shape[-2], images.shape[-1])
-        if shape not in self.graph_of:
-            self.graph_of[shape] = self._graph_for(images[:2])
-        return say_of(self.graph_of[shape], images)
+        if shape not in self.of_shape:
+            three = images[torch.arange(3) % len(images)]
+            expected: Tensor = self.network(three)
+            if not bool(torch.isfinite(expected).all()):  # the caller names the image
+                return expected[torch.arange(len(images)) % 3]
+            self.of_shape[shape] = self._graph_for(three, expected)
+        return said_of(self.of_shape[shape], images)
 
-    def _graph_for(self, images: Tensor) -> Any:
-        expected = self.network(images)
+    def _graph_for(self, images: Tensor, expected: Tensor) -> Any:
         for graph in self.graphs:
             if agrees(graph, images, expected):
                 return graph
-        if (len(self.graphs) + 1) * self.weights > MEMORY:
+        if self.graphs and (len(self.graphs) + 1) * self.weights > MEMORY:
             raise UserError(
                 f"{self.key}: this network needs a graph for every shape of views, which takes too "
                 f"much memory: let views be squares (aspect: squash, or square); {SWITCH}"
             )
-        graph = graph_of(self.network, images, self.key)
+        graph = graph_of(self.network, images[:2], self.key)
         if not agrees(graph, images, expected):
             raise UserError(
                 f"{self.key}: of the first views ONNX Runtime says something else than torch, by "
@@ -60,21 +68,32 @@ class Exported(nn.Module):
         return graph
 
 
-def graph_of(network: nn.Module, images: Tensor, key: str) -> Any:
-    """An inference session of the network, for any number of images, and sizes if it can be."""
+def runtime_of(key: str) -> Any:
+    """The package onnxruntime; `UserError` where it, or what torch exports with, is missing."""
     try:
-        import onnx  # noqa: F401  # torch's exporter wants it
-        from onnxruntime import InferenceSession, SessionOptions
+        import onnx  # noqa: F401
+        import onnxruntime
     except ImportError as error:
         raise UserError(f"{key}: {error.name} is missing: `pip install '.[onnxruntime]'`") from None
-    options, content = SessionOptions(), io.BytesIO()
+    return onnxruntime
+
+
+def graph_of(network: nn.Module, images: Tensor, key: str) -> Any:
+    """An inference session of the network, for any number of images, and sizes if it can be."""
+    runtime, content = runtime_of(key), io.BytesIO()
+    options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what fails is said, or tried otherwise, here
     export: Any = torch.onnx.export  # untyped
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it has no form in ONNX
     try:
-        with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
+        with (
+            warnings.catch_warnings(),
+            unprinted(),
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+        ):
             warnings.simplefilter("ignore")  # on what follows from a shape, which is compared
             export(
                 network,
@@ -86,30 +105,50 @@ def graph_of(network: nn.Module, images: Tensor, key: str) -> Any:
                 opset_version=OPSET,
                 dynamo=False,
             )
-        return InferenceSession(content.getvalue(), options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        return runtime.InferenceSession(content.getvalue(), options, providers=providers)
+    except MemoryError:
+        raise
     except Exception as error:  # the exporter, the checker and the runtime have each their own
         if ours(error):
             raise
-        raise UserError(
-            f"{key}: this network cannot be exported: {reason(error)}; {SWITCH}"
-        ) from None
+        why = reason(error)
+        raise UserError(f"{key}: this network cannot be exported: {why}; {SWITCH}") from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def say_of(graph: Any, images: Tensor) -> Tensor:
-    """What a graph says of images."""
-    (said,) = graph.run(["said"], {"images": images.contiguous().numpy()})
+@contextmanager
+def unprinted() -> Iterator[None]:
+    """Meanwhile nothing is printed: of a failure torch prints the whole network, from C++."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def said_of(graph: Any, images: Tensor) -> Tensor:
+    """What a graph says of images; `RuntimeError` where it cannot, as torch has it."""
+    try:
+        (said,) = graph.run(["said"], {"images": images.contiguous().numpy()})
+    except (MemoryError, RuntimeError):
+        raise
+    except Exception as error:  # the runtime's own derive from nothing narrower
+        raise RuntimeError(f"ONNX Runtime: {reason(error)}") from None
     return torch.from_numpy(said)
 
 
 def agrees(graph: Any, images: Tensor, expected: Tensor) -> bool:
     """Whether a graph says what is expected of every image."""
     try:
-        said = say_of(graph, images)
-    except Exception as error:  # a shape that it cannot take
-        if ours(error):
-            raise
+        said = said_of(graph, images)
+    except RuntimeError:  # a shape that it cannot take
         return False
     if said.shape != expected.shape:
         return False

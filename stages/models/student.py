@@ -153,7 +153,7 @@ def first_student(
 
 def set_first_weights(student: Student, tensors: dict[str, Tensor], first: BackboneConfig) -> None:
     """Set a student to the weights of a backbone, or of a classifier of the same classes."""
-    set_weights(student, first_weights(tensors, first, student.config.classes))
+    set_weights(student, named_for_student(tensors, first, student.config.classes))
 
 
 def set_weights(student: Student, weights: dict[str, Tensor]) -> None:
@@ -162,7 +162,7 @@ def set_weights(student: Student, weights: dict[str, Tensor]) -> None:
     student.load_state_dict(own | weights)
 
 
-def first_weights(
+def named_for_student(
     tensors: dict[str, Tensor], first: BackboneConfig, classes: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """The same weights by the names that a student of these `classes` has for them."""

@@ -134,6 +134,7 @@ class Teacher:
         self.precision: torch.dtype = getattr(torch, precision)
         self.tower.to(memory_format=torch.channels_last)  # folding then looks at it in this layout
         self.look: nn.Module = self.tower
+        self.one_shape = False  # a graph of a transformer has the positions of one
         self._positions: dict[tuple[int, int], Tensor] = {}
         if isinstance(self.tower, ModifiedResNet):
             # the last bits of a double are lost when the embedding is rounded, so that it does not
@@ -177,6 +178,11 @@ class Teacher:
         ):
             raise UserError(
                 f"`{key}` is {size}; it must be a multiple of the tower's stride, {self.stride}"
+            )
+        elif aspect_kept and self.one_shape:
+            raise UserError(
+                f"`{key}` keeps the views' aspect, but ONNX Runtime would need a graph of this "
+                "transformer for every shape: `engine: torch`, or squares only"
             )
         elif in_pixels and not isinstance(self.tower, ModifiedResNet):
             raise UserError("`local_clip.rounding: pixel` is for a teacher whose tower is a ResNet")
@@ -225,6 +231,7 @@ class Teacher:
                 raise UserError(
                     f"`{key}: onnxruntime` is for the processor: set it to torch, or CCD_DEVICE=cpu"
                 )
+            self.one_shape = isinstance(self.look, TransformerTower)
             self.look = Exported(self.look, key)
 
     def _pooled(self, features: Tensor) -> Tensor:

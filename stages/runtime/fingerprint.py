@@ -11,7 +11,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from stages.runtime.params_file import read_yaml
 from stages.storage.version import RUNTIME
 
 DVC_FILE = Path("dvc.yaml")
-LIBRARIES = ("numpy", "open_clip_torch", "pillow", "scipy", "torch", "torchvision")
+LIBRARIES = ("numpy", "open_clip_torch", "pillow", "scipy", "timm", "torch", "torchvision")
+EXTRAS = ("onnx", "onnxruntime")  # libraries that need not be there
 MACHINE = ("CCD_DEVICE", "CCD_BATCH")  # as the user set them
 
 
@@ -95,10 +96,18 @@ def fingerprint(declared: Declaration, params: Any) -> str:
         "deps": {dep: _content(Path(dep), by_time=False) for dep in declared.deps},
         "user_deps": {dep: _content(Path(dep), by_time=True) for dep in declared.user_deps},
         "libraries": {name: version(name) for name in LIBRARIES},
+        "extras": {name: _version_if_any(name) for name in EXTRAS},
         "machine": {name: os.environ.get(name, "") for name in MACHINE},
         "threads": os.environ.get(ranks.THREADS, os.environ.get("OMP_NUM_THREADS", "")),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _version_if_any(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def _content(path: Path, by_time: bool) -> str:

@@ -37,8 +37,13 @@ def fit_head(
     it say what it would say without.
     """
     check_finite(weights, f"{stage}: the student")
+    student = None
+    if features is None or config.boost != 1:
+        student = build_student(config)
+        set_weights(student, weights)
+        student.to(device()).eval()
     if features is None:
-        student = student_of(config, weights)
+        assert student is not None
         seen = looked_at(f"{stage} head", student, rows, student.pooled_features)
         features = (both.numpy() for both in seen)
 
@@ -50,8 +55,9 @@ def fit_head(
 
     fitted = fit_by_likelihood(parts(), len(rows))
     weights = with_head(weights, fitted.head)
-    if config.boost != 1:
-        student, some = student_of(config, weights), rows.iloc[:: -(-len(rows) // SAMPLE)]
+    if student is not None and config.boost != 1:
+        set_weights(student, weights)
+        some = rows.iloc[:: -(-len(rows) // SAMPLE)]
         boosted = torch.cat([*looked_at(f"{stage} boost", student, some, student.maps)])
         weights = with_head(weights, keep_boosted(fitted.head, boosted, config.boost))
     say(f"{stage}: head fitted in closed form, shrinkage {fitted.shrinkage:.3g}")
@@ -76,20 +82,12 @@ def looked_at(
 ) -> Iterator[Tensor]:
     """What a student says of every row's image, in batches, on the processor."""
     size = student.config.size
-    student.eval().zero_grad(set_to_none=True)
     batches = split_batches(range(len(rows)), student.batch_size(size))
     views = load_global_views(rows, size, batches)
     with meter(title, "images", len(rows)) as progress:
         for batch, some in zip(batches, views, strict=True):
             yield look(some).cpu()
             progress.advance(len(batch))
-
-
-def student_of(config: StudentConfig, weights: Tensors) -> Student:
-    """A student of these weights, where networks compute."""
-    student = build_student(config)
-    set_weights(student, weights)
-    return student.to(device())
 
 
 def with_head(weights: Tensors, head: Head) -> Tensors:
