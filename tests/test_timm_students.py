@@ -24,7 +24,7 @@ NETWORKS = {
     "convnextv2_atto": 32,
     "fastvit_t8": 32,
     "vit_tiny_patch16_224": 16,
-    "tiny_vit_5m_224": 32,
+    "fasternet_t0": 32,
 }
 NO_TEACHER = TeacherConfig(
     model_cfg=ModelShape(embed_dim=1, vision_cfg={}),
