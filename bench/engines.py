@@ -84,6 +84,7 @@ def pipeline(
     from stages.models.device import device
     from stages.models.teacher import Teacher
 
+    os.environ["CCD_BATCH"] = str(batch)
     teacher = Teacher(folder, device())
     teacher.use(engine, "global_clip.engine")
     teacher.prepare(side, "side", aspect_kept=False)

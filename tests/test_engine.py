@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stages.artifacts import GLOBAL_CLIP, LOCAL_CLIP
 from stages.models import engine
-from stages.models.engine import Exported
+from stages.models.engine import Exported, Graph, graph_of
 from stages.models.teacher import Teacher
 from stages.runtime.errors import UserError
 from stages.storage.arrays import read_store
@@ -55,13 +55,32 @@ def test_a_tower_says_the_same_by_onnx_runtime(
     assert len(other.look.graphs) == graphs
 
 
+def test_full_batches_of_a_light_tower_run_where_no_size_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_local_dir(tmp_path / "teacher", TINY_CONVOLUTIONS)
+    own, other = (Teacher(tmp_path / "teacher", "cpu") for _ in range(2))
+    monkeypatch.setenv("CCD_BATCH", "5")
+    other.use("onnxruntime", "global_clip.engine")
+    other.prepare(96, "global_clip.view_size", aspect_kept=True)
+    assert isinstance(other.look, Exported)
+    for shape in (ANY, WIDE, ANY):
+        for count in (5, 2, 5):
+            views = random_views(count, *shape)
+            assert torch.allclose(other.embed_images(views), own.embed_images(views), atol=1e-5)
+    assert set(other.look.of_full_batch) == {ANY, WIDE}
+    other.look.of_shape.clear()  # no other session is asked
+    other.look.of_shape |= dict.fromkeys((ANY, WIDE), Graph(b"", None))
+    assert other.embed_images(random_views(5, *ANY)).isfinite().all()
+
+
 def _never(images: Tensor) -> Tensor:
     raise AssertionError("torch was asked")
 
 
 def test_a_graph_that_says_something_else_ends_the_run(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
-    wrong = engine.graph_of(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8), "k")
+    wrong = graph_of(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8), "k")
     monkeypatch.setattr(engine, "graph_of", lambda *_: wrong)
     with pytest.raises(UserError, match=r"^k: of the first views ONNX Runtime says something else"):
         Exported(nn.Conv2d(3, 4, 1), "k")(torch.rand(2, 3, 8, 8))

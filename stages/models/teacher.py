@@ -189,6 +189,8 @@ class Teacher:
         self.batch = batch_size(
             self.device, size, lambda count: self.embed_images(torch.zeros(count, 3, size, size))
         )
+        if isinstance(self.look, Exported):
+            self.look.batch = self.batch
 
     def _is_native(self, size: int) -> bool:
         native = self.tower.image_size
