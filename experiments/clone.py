@@ -27,6 +27,9 @@ CLONE = Path(".ccd/experiments")
 DVC = [sys.executable, "-m", "dvc"]
 DEMO = Path("data/demo")  # what demo/ makes
 DEMO_PARAMS = Path("demo/params.yaml")
+# as committed they may be of another machine, whose outputs are not in this cache; then DVC would run
+# again what it has of this one
+LOCKS = (Path("dvc.lock"), Path("demo/dvc.lock"))
 # what a run is made of; a lock only says what the last one gave
 RUN = [str(PARAMS_FILE), "dvc.yaml", "stages", "experiments", "demo", ":(exclude)*dvc.lock"]
 NOBODY = ("-c", "user.name=experiments", "-c", "user.email=", "-c", "commit.gpgsign=false")
@@ -96,6 +99,8 @@ def link(path: Path) -> None:
 def reproduce(seed: int, changes: Mapping[str, object], *targets: str) -> Path:
     """Run `targets` in the clone with some parameters changed; returns where their outputs are."""
     subprocess.run(["git", "checkout", "-q", "-f", "."], cwd=CLONE, check=True)
+    for lock in LOCKS:
+        (CLONE / lock).unlink(missing_ok=True)
     edit_params(CLONE / PARAMS_FILE, {"seed": seed, **changes})
     show_experiments(CLONE)
     if Path(_value("source.root")).is_relative_to(DEMO):
