@@ -27,8 +27,8 @@ CLONE = Path(".ccd/experiments")
 DVC = [sys.executable, "-m", "dvc"]
 DEMO = Path("data/demo")  # what demo/ makes
 DEMO_PARAMS = Path("demo/params.yaml")
-# as committed they may be of another machine, whose outputs are not in this cache; then DVC would run
-# again what it has of this one
+# as committed they may be of another machine, whose outputs are not in this cache: then DVC would
+# run again what it has of this one
 LOCKS = (Path("dvc.lock"), Path("demo/dvc.lock"))
 # what a run is made of; a lock only says what the last one gave
 RUN = [str(PARAMS_FILE), "dvc.yaml", "stages", "experiments", "demo", ":(exclude)*dvc.lock"]

@@ -529,6 +529,17 @@ def test_an_ablation_runs_on_a_users_own_photographs_and_only_what_differs(commi
     assert "Running stage" not in committed.run(*command).stdout
 
 
+def test_what_the_committed_lock_has_from_another_machine_is_not_run_again(committed: Project):
+    lock = committed / "dvc.lock"
+    text = lock.read_text()
+    stage = text[text.index("  class_text:\n") :]
+    (made_here,) = re.findall(r"path: data/class_text.zarr\n.+\n +md5: (\w{32})", stage)[:1]
+    lock.write_text(text.replace(made_here, "0" * 32))
+    git(committed, "commit", "-qam", "as another machine has it")
+    command = [sys.executable, "-m", "experiments.ablate", "tables3to5", "--seeds", "0"]
+    assert "Running stage 'class_text'" not in committed.run(*command).stdout
+
+
 def test_table_1_runs_nothing_that_it_ran_before_with_another_seed_in_between(committed: Project):
     only = ["--only", "an"]
     command = [sys.executable, "-m", "experiments.table1", *only, "--seeds", "0,1"]
