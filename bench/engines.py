@@ -17,10 +17,12 @@ from enum import StrEnum
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import typer
+
+from stages.runtime import values
 
 # a convolutional network as laptops use it, and CLIP's own; the side of their views, and the batch
 TOWERS = {
@@ -76,7 +78,7 @@ def main(engine: Engine, folder: Path, side: int, batch: int, seconds: float) ->
 
 
 def pipeline(
-    folder: Path, side: int, batch: int, engine: Literal["torch", "onnxruntime"] = "torch"
+    folder: Path, side: int, batch: int, engine: values.Engine = "torch"
 ) -> Callable[[], object]:
     """The pipeline's own."""
     import torch

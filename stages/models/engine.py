@@ -94,8 +94,8 @@ class Exported(nn.Module):
 def must_be_installed(key: str) -> None:
     """Raise `UserError` where onnxruntime, or what torch exports with, is missing."""
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+        import onnx  # noqa: F401  # only whether it is there: torch's exporter uses it
+        import onnxruntime  # noqa: F401  # as above: `session_of` uses it
     except ImportError as error:
         raise UserError(f"{key}: {error.name} is missing: `pip install '.[onnxruntime]'`") from None
 
