@@ -195,7 +195,7 @@ def training(
         classes=tuple(map(str, range(20))),
     )
     labels = torch.rand(images, 20, generator=torch.Generator().manual_seed(0))
-    settings = Optimiser(batch=batch, epoch_steps=0, lr=1e-5, head_lr_factor=10)
+    settings = Optimiser(batch=batch, epoch_steps=0, lr=1e-5, head_lr_factor=10, held_out=0)
     recipe = Recipe(1, settings, 0, positive=0.5, consistency=1.0, jitter=(0.5,) * 4)
     student = build_student(config).to(where)
 

@@ -2,6 +2,8 @@
 
 Reads the index, the pseudo-labels and the warmed-up student with its optimiser. Writes
 `data/classifier/`: the student that is the result, and the history. Resumes by epoch.
+Where several heads are compared, `heads.csv` beside them has how unlikely each makes the labels of
+images that were held out.
 
     python -m stages.train
 """
@@ -12,6 +14,7 @@ import pandas as pd
 import torch
 
 from stages.artifacts import (
+    HEADS,
     PSEUDO_LABELS,
     STUDENT,
     STUDENT_FEATURES,
@@ -23,8 +26,9 @@ from stages.artifacts import (
 )
 from stages.method.objective import Objective, sharpen
 from stages.method.stopping import first_local_minimum, published_stop
+from stages.models.backbones import BackboneConfig
 from stages.models.frozen import first_features
-from stages.models.student import StudentConfig, build_student
+from stages.models.student import StudentConfig, build_student, named_for_student
 from stages.models.weights import Note, load_weights, save_weights
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
@@ -33,9 +37,10 @@ from stages.runtime.progress import say
 from stages.storage.index import is_usable, read_index, usable
 from stages.storage.provenance import check_sums, write_sums
 from stages.storage.tables import class_columns, class_values, read_csv, read_table, write_csv
+from stages.training.choice import held_out, held_out_losses
 from stages.training.head import fit_head
 from stages.training.loop import Recipe, Trainer
-from stages.training.state import History, first_state, read_checkpoint
+from stages.training.state import History, Tensors, first_state, read_checkpoint
 
 COLUMNS = ["epoch", "label_loss", "consistency_loss", "train_mAP", "exact_mAP", "kept"]
 
@@ -51,7 +56,9 @@ def run(params: Params, job: Job) -> None:
             f"{PSEUDO_LABELS.path} and {WARMUP_STUDENT} differ in classes: run `dvc repro`"
         )
     soft = sharpen(class_values(PSEUDO_LABELS, labels), params.train.sharpness)
-    objective = Objective(torch.tensor(soft))
+    held = held_out(len(rows), params.optimiser.held_out)
+    learned = rows[~held].reset_index(drop=True)
+    objective = Objective(torch.tensor(soft[~held]))
     recipe = Recipe(
         params.train.epochs,
         params.optimiser,
@@ -67,7 +74,7 @@ def run(params: Params, job: Job) -> None:
     if recipe.epochs:
         student = build_student(config)
         student.load_state_dict(weights)
-        for state in Trainer(job, student, rows, objective, recipe).states(moments):
+        for state in Trainer(job, student, learned, objective, recipe).states(moments):
             best = kept_epoch(params.train.stop, warmed_up, state.history)
             if best is not None:
                 say(f"train: {params.train.stop} is reached; epoch {best + 1} is kept")
@@ -79,10 +86,25 @@ def run(params: Params, job: Job) -> None:
     if best is not None:
         state = read_checkpoint(job, kept)
     weights = state.weights
+    wanted = is_usable(index, "train").copy()
+    wanted[wanted] = ~held
+
+    def fitted(of: Tensors) -> Tensors:
+        """The same weights with a head in closed form."""
+        seen = first_features(STUDENT_FEATURES, STUDENT_INIT, of, config.size, wanted, digest)
+        return fit_head(job.stage, config, of, learned, soft[~held], seen)
+
     if params.train.head == "closed_form" and job.rank == 0:
-        where, wanted = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index, "train")
-        seen = first_features(*where, weights, config.size, wanted, digest)
-        weights = fit_head(job.stage, config, weights, rows, soft, seen)
+        weights = fitted(weights)
+    (job.staging / HEADS).parent.mkdir(parents=True, exist_ok=True)
+    if params.train.head == "likeliest" and job.rank == 0:
+        first = named_for_student(*load_weights(STUDENT_INIT, BackboneConfig), config.classes)
+        heads = {"trained": weights, "refitted": fitted(weights), "untrained": fitted(first)}
+        judged = held_out_losses(job.stage, config, heads, rows[held], soft[held])
+        name = judged["head"][judged["kept"].argmax()]
+        say(f"train: the head `{name}` is kept, the likeliest of {held.sum()} images held out")
+        weights = heads[name]
+        write_csv(job.staging / HEADS, judged)
     save_weights(job.staging / STUDENT, weights, config.model_copy(update={"epoch": kept}))
     write_csv(job.staging / TRAIN_HISTORY, history)
     write_sums((job.staging / TRAIN_HISTORY).parent)

@@ -29,6 +29,7 @@ from stages.runtime.params import Params
 from stages.storage.index import is_usable, read_index, usable
 from stages.storage.provenance import write_sums
 from stages.storage.tables import class_columns, class_values, read_table, write_csv
+from stages.training.choice import held_out
 from stages.training.head import fit_head
 from stages.training.loop import Recipe, Trainer
 from stages.training.state import State, first_state
@@ -55,6 +56,8 @@ def run(params: Params, job: Job) -> None:
     fitted = params.warmup.head == "closed_form"
 
     soft = sharpen(class_values(INITIAL_LABELS, labels), params.warmup.sharpness)
+    learned = ~held_out(len(rows), params.optimiser.held_out)
+    rows, soft = rows[learned].reset_index(drop=True), soft[learned]
     objective = Objective(torch.tensor(soft))
     recipe = Recipe(params.warmup.epochs, params.optimiser, params.seed, POSITIVE)
     if fitted and not recipe.epochs:
@@ -64,8 +67,9 @@ def run(params: Params, job: Job) -> None:
         state = trained(job, first_student(tensors, first, config), rows, objective, recipe)
     weights, moments = state.weights, state.moments
     if fitted and job.rank == 0:
-        where, train = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index, "train")
-        seen = first_features(*where, weights, config.size, train, digest)
+        where, wanted = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index, "train").copy()
+        wanted[wanted] = learned
+        seen = first_features(*where, weights, config.size, wanted, digest)
         weights = fit_head(job.stage, config, weights, rows, soft, seen)
         of_others = (name for name in moments if not name.partition(".")[2].startswith("head."))
         moments = {name: moments[name] for name in of_others}

@@ -22,6 +22,7 @@ from stages.runtime.values import (
     FirstWeights,
     Head,
     Jitter,
+    LastHead,
     MapKind,
     Positive,
     Share,
@@ -71,10 +72,8 @@ class Teacher(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.pretrained != "none") == (self.checkpoint != NONE):
-            raise ValueError(
-                "give either `pretrained` (a tag of open_clip) or `checkpoint` (a path); "
-                f"the other one is `none` or `{NONE}`"
-            )
+            either = "either `pretrained` (a tag of open_clip) or `checkpoint` (a path)"
+            raise ValueError(f"give {either}; the other one is `none` or `{NONE}`")
         return self
 
 
@@ -120,9 +119,8 @@ class ClassText(Section):
 
     @model_validator(mode="after")
     def _one_place_for_the_name(self) -> Self:
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"the template {template!r} needs one {{}} where the name goes")
+        if wrong := [each for each in self.templates if each.count("{}") != 1]:
+            raise ValueError(f"the template {wrong[0]!r} needs one {{}} where the name goes")
         return self
 
 
@@ -165,9 +163,10 @@ class Optimiser(Section):
     epoch_steps: Epochs
     lr: Positive
     head_lr_factor: Positive
+    held_out: Annotated[float, Field(ge=0, le=0.5)]
 
 
-class Learning(Section):
+class Warmup(Section):
     epochs: Epochs
     head: Head
     sharpness: Positive
@@ -192,10 +191,9 @@ class CamBoxes(Section):
     def _scales_differ(self) -> Self:
         sides = sides_of(self.input_size, self.scales)
         if len(set(sides)) < len(sides) or max(sides) > 8192:
-            raise ValueError(
-                "`scales` must differ by 32 pixels of the input, and give 8192 at most, not "
-                f"{', '.join(map(str, sides))}"
-            )
+            given = ", ".join(map(str, sides))
+            wanted = "must differ by 32 pixels of the input, and give 8192 at most"
+            raise ValueError(f"`scales` {wanted}, not {given}")
         return self
 
     @model_validator(mode="after")
@@ -233,7 +231,10 @@ class FuseLabels(Section):
     alpha: Share
 
 
-class Train(Learning):
+class Train(Section):
+    epochs: Epochs
+    head: LastHead
+    sharpness: Positive
     consistency: Strength
     average: Annotated[float, Field(ge=0, lt=1)]
     jitter: Jitter
@@ -255,7 +256,7 @@ class Params(Section):
     labels: Labels
     bias: Bias
     optimiser: Optimiser
-    warmup: Learning
+    warmup: Warmup
     cam_boxes: CamBoxes
     local_clip: LocalClip
     fuse_labels: FuseLabels
@@ -269,32 +270,31 @@ class Params(Section):
             raise ValueError(f"`cam_boxes.input_size` is no multiple of the student's {stride}")
         least = min(self.cam_boxes.scales)
         if least < 1 and sides_of(self.cam_boxes.input_size, (least,))[0] < 2 * stride:
-            raise ValueError(
-                f"`cam_boxes.scales`: {least} of `cam_boxes.input_size` is less than twice "
-                f"`student.output_stride`: {2 * stride}"
-            )
+            both = "`cam_boxes.input_size` is less than twice `student.output_stride`"
+            raise ValueError(f"`cam_boxes.scales`: {least} of {both}: {2 * stride}")
         return self
 
     @model_validator(mode="after")
     def _views_of_no_class_say_nothing(self) -> Self:
         if self.labels.none_entropy < 1 and self.fuse_labels.no_view == "zeros":
-            raise ValueError(
-                "`labels.none_entropy` below 1 leaves views out, for which `fuse_labels.no_view: "
-                "zeros` would count what they do not say: set it to keep"
-            )
+            counted = "for which `fuse_labels.no_view: zeros` would count what they do not say"
+            raise ValueError(f"`labels.none_entropy` below 1 leaves views out, {counted}: use keep")
         return self
 
     @model_validator(mode="after")
     def _independent_labels_have_no_bias(self) -> Self:
-        if self.labels.form == "independent":
-            if self.bias.debias or self.fuse_labels.debias:
-                raise ValueError(
-                    "`labels.form: independent` has no bias to divide by: set `bias.debias` and "
-                    "`fuse_labels.debias` to false"
-                )
-            if self.fuse_labels.no_view == "zeros" or self.labels.centre != "none":
-                raise ValueError(
-                    "`labels.form: independent` goes with `fuse_labels.no_view: keep` and "
-                    "`labels.centre: none`"
-                )
+        labels, fuse, of = self.labels, self.fuse_labels, "`labels.form: independent`"
+        if labels.form == "independent" and (self.bias.debias or fuse.debias):
+            both = "`bias.debias` and `fuse_labels.debias`"
+            raise ValueError(f"{of} has no bias to divide by: set {both} to false")
+        if labels.form == "independent" and (fuse.no_view == "zeros" or labels.centre != "none"):
+            raise ValueError(
+                f"{of} goes with `fuse_labels.no_view: keep` and `labels.centre: none`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_for_a_choice(self) -> Self:
+        if self.train.head == "likeliest" and not self.optimiser.held_out:
+            raise ValueError("`train.head: likeliest` wants `optimiser.held_out` above 0: say 0.1")
         return self

@@ -12,6 +12,7 @@ Strength = Annotated[float, Field(ge=0)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
 Jitter = Annotated[tuple[Strength, Strength, Strength, Hue], Field(strict=False)]  # torchvision's
 Head = Literal["gradient", "closed_form"]
+LastHead = Literal["gradient", "closed_form", "likeliest"]
 Count = Annotated[int, Field(ge=1)]
 Epochs = Annotated[int, Field(ge=0)]
 TowerPrecision = Literal["float32", "bfloat16", "float16"]
