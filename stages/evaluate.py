@@ -2,8 +2,9 @@
 
 Reads the classifier, the warmed-up student, every label table and, here alone, the ground truth.
 Writes `data/predictions.parquet` (every usable image) and, small and kept in git,
-`results/metrics.json`, `ladder.csv`, `per_class.csv`, `precision_recall.csv` and `training.csv`.
-Without ground truth it says so, and reports what can be said without. Resumes by block.
+`results/metrics.json`, `ladder.csv`, `per_class.csv`, `precision_recall.csv`, `training.csv` and
+`doubts.csv`: what speaks against the run, for which no ground truth is needed. Without it the stage
+says so, and reports what can be said. Resumes by block.
 
     python -m stages.evaluate
 """
@@ -35,7 +36,7 @@ from stages.artifacts import (
     WARMUP_STUDENT,
 )
 from stages.images.prefetch import load_global_views, split_batches
-from stages.method import evaluation
+from stages.method import evaluation, verdict
 from stages.models.device import block_size, device
 from stages.models.frozen import first_features
 from stages.models.student import Student, StudentConfig
@@ -81,6 +82,8 @@ def run(params: Params, job: Job) -> None:
     ladder = evaluation.ladder(scores, judged)
     diagnosed = evaluation.diagnostics(scores, train, bias, boxes)
     metrics = evaluation.metrics(ladder, judged, diagnosed)
+    said = {key: values_of_images(scores[key], train) for key in ("teacher", "student")}
+    doubts = verdict.doubts(**said, measured=bias["measured"].to_numpy(), classes=classes)
 
     results = job.staging / RESULTS
     results.mkdir(parents=True)
@@ -90,6 +93,7 @@ def run(params: Params, job: Job) -> None:
         "per_class": evaluation.per_class(bias, scores, judged),
         "precision_recall": evaluation.precision_recall(scores, judged["test"]),
         "training": training_history(),
+        "doubts": pd.DataFrame(doubts, columns=verdict.Doubt._fields),
     }.items():
         write_csv(results / f"{name}.csv", table)
     files = {file.name: file_digest(file) for file in sorted(results.iterdir())}
@@ -102,6 +106,8 @@ def run(params: Params, job: Job) -> None:
         if len(judged["test"]):
             why = "no class is on some of the labelled test images and not on others"
         say(f"evaluate: {why}; results/metrics.json has what can be said without")
+    for doubt in doubts:
+        say(f"evaluate: warning: {doubt.doubt}: {doubt.remedy}")
 
 
 def predictions(
@@ -150,6 +156,12 @@ def looked_at(job: Job, rows: pd.DataFrame, digest: str) -> dict[str, Floats]:
     called = rows["image_id"].iloc.__getitem__
     scored = in_blocks(job, len(rows), block_size(where), "images", score, called)
     return {key: np.concatenate(list(scored.of(key))) for key in students}
+
+
+def values_of_images(table: pd.DataFrame, ids: pd.Series) -> Floats:
+    """(images, classes) of a label table, of these images in this order."""
+    values: Floats = table.set_index("image_id").loc[ids].to_numpy()
+    return values
 
 
 def labelled(rows: pd.DataFrame, truth: pd.DataFrame, split: str) -> pd.DataFrame:

@@ -68,6 +68,7 @@ def run(params: Params, job: Job) -> None:
         cam_boxes=table(CAM_BOXES),
         local_scores=table(LOCAL_SCORES),
         metrics=json.loads((RESULTS / "metrics.json").read_text()),
+        doubts=result("doubts"),
         ladder=result("ladder"),
         per_class=result("per_class"),
         precision_recall=result("precision_recall"),
@@ -78,6 +79,7 @@ def run(params: Params, job: Job) -> None:
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text())
     html = page.render(
         counts=counts(evidence),
+        doubts=evidence.doubts.to_dict("records"),
         has_truth="mAP" in evidence.metrics or "label_mAP" in evidence.metrics,
         figures=headline(evidence),
         sections=[*quality_sections(evidence), *label_sections(evidence)],

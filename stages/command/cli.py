@@ -148,6 +148,7 @@ def ladder() -> None:
 
     try:
         rungs = read_csv(RESULTS / "ladder.csv")
+        doubts = read_csv(RESULTS / "doubts.csv")
     except UserError as error:
         _fail(str(error))
     table = Table("judged on", "images", "what", "mAP", "micro-AP", box=None)
@@ -159,7 +160,31 @@ def ladder() -> None:
     Console(width=110).print(table)
     if not rungs["images"].any():
         typer.echo("There is no ground truth; results/metrics.json has what can be said without.")
+    for line in _doubts(doubts):
+        typer.echo(line)
     typer.echo(f"Report: {REPORT}")
+
+
+@app.command()
+def check() -> None:
+    """Say what speaks against the last run, without any label; exit 1 if something does."""
+    from stages.artifacts import RESULTS
+    from stages.storage.tables import read_csv
+
+    try:
+        doubts = read_csv(RESULTS / "doubts.csv")
+    except UserError as error:
+        _fail(str(error))
+    for line in _doubts(doubts):
+        typer.echo(line)
+    if len(doubts):
+        raise typer.Exit(1)
+    typer.echo("Nothing speaks against this run. How good it is, only labels can tell.")
+
+
+def _doubts(table: Any) -> list[str]:
+    """A line a doubt, with what to do."""
+    return [clean(f"Doubt: {row.doubt}. What to do: {row.remedy}.") for row in table.itertuples()]
 
 
 def _format_of(output: Path | None) -> Format:

@@ -30,6 +30,7 @@ class Evidence:
     cam_boxes: pd.DataFrame
     local_scores: pd.DataFrame
     metrics: Metrics
+    doubts: pd.DataFrame
     ladder: pd.DataFrame
     per_class: pd.DataFrame
     precision_recall: pd.DataFrame
