@@ -20,7 +20,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from experiments.ablations import AROUND, EXACT, FIRST, LAST_EPOCH, Ablation, ablations
+from experiments.ablations import AROUND, EXACT, FIRST, Ablation, Changes, ablations
 from experiments.charts import bars, curve, dumbbells
 from experiments.clone import DEMO, must_be_judged, prepare, reproduce, seed_list
 from stages.artifacts import PSEUDO_LABELS, STUDENT
@@ -53,8 +53,8 @@ def main(
     for seed in numbers:
         if ablation.boxes:
             write_boxes(seed, params.source, objects)
-        if ablation.classifier:
-            keep_classifier(seed)
+        if ablation.classifier is not None:
+            keep_classifier(seed, ablation.classifier)
         for row, changes in ablation.rows.items():
             print(f"{name}: seed {seed}, {row}", flush=True)
             done = reproduce(seed, changes, "evaluate")
@@ -81,9 +81,9 @@ def write_boxes(seed: int, source: Source, objects: str) -> None:
             raise SystemExit("there are no boxes to look at: object_boxes says why above")
 
 
-def keep_classifier(seed: int) -> None:
+def keep_classifier(seed: int, changes: Changes) -> None:
     """Put the student of a first update aside, in the clone, for a run that goes on from it."""
-    done = reproduce(seed, LAST_EPOCH, "train")
+    done = reproduce(seed, changes, "train")
     shutil.rmtree(done / FIRST, ignore_errors=True)
     shutil.copytree((done / STUDENT).parent, done / FIRST)
 

@@ -19,14 +19,15 @@ class Ablation(NamedTuple):
     """A table, or a curve over one parameter.
 
     rows: what each changes. axis: of a curve, whose rows are its values. boxes: needs the views of
-    `experiments.object_boxes`; classifier: needs what a first update ends with. published: mAP
+    `experiments.object_boxes`; classifier: what changes in the first update of which it needs the
+    end. published: mAP
     on VOC 2012 by row. per_class: is of average precisions class by class.
     """
 
     rows: dict[str, Changes]
     axis: str = ""
     boxes: bool = False
-    classifier: bool = False
+    classifier: Changes | None = None
     published: dict[str, float] | None = None
     per_class: bool = False
 
@@ -41,9 +42,21 @@ INDEPENDENT: Changes = BIASED | {
 BY_GRADIENT: Changes = {"warmup.head": "gradient", "train.head": "gradient"}
 REFITTED: Changes = BY_GRADIENT | {"train.head": "closed_form"}
 INSTEAD: Changes = {"warmup.head": "closed_form", "warmup.epochs": 0}
+UNTRAINED: Changes = {
+    "student.boost": 1.0,
+    "warmup.epochs": 0,
+    "warmup.head": "closed_form",
+    "cam_boxes.views": "windows",
+    "cam_boxes.mean_views": 13.0,
+}
 LAST_EPOCH: Changes = {"train.stop": "last_epoch"}
 AROUND, EXACT = "data/objects_around.csv", "data/objects_exact.csv"
 FIRST = "data/first_classifier"
+AGAIN: Changes = {
+    "student.weights": "classifier",
+    "student.checkpoint": FIRST,
+    "warmup.epochs": 0,
+}
 DEMO_TEMPERATURE = 0.077  # about what the demo's teachers learn
 PROMPTS = [
     "a photo of the {}",
@@ -110,6 +123,17 @@ def ablations(params: Params) -> dict[str, Ablation]:
                 "fitted instead of the warm-up, and after the training": REFITTED | INSTEAD,
             },
         ),
+        "rounds": Ablation(
+            {
+                "by gradient": BY_GRADIENT,
+                "the head fitted at the end": REFITTED,
+                "… as many epochs, one update": REFITTED
+                | LAST_EPOCH
+                | {"train.epochs": 2 * params.train.epochs},
+                "… a second update": REFITTED | AGAIN,
+            },
+            classifier=REFITTED,
+        ),
         "floor": Ablation(
             {
                 "floor and division": {},
@@ -143,16 +167,11 @@ def ablations(params: Params) -> dict[str, Ablation]:
                     "labels.none_entropy": 0.5,
                     "fuse_labels.no_view": "keep",
                 },
-                "a second update": {
-                    **LAST_EPOCH,
-                    "student.weights": "classifier",
-                    "student.checkpoint": FIRST,
-                    "warmup.epochs": 0,
-                },
+                "a second update": LAST_EPOCH | AGAIN,
                 "as many epochs, one update": {"train.epochs": 2 * params.train.epochs}
                 | LAST_EPOCH,
             },
-            classifier=True,
+            classifier=LAST_EPOCH,
         ),
     }
 

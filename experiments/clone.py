@@ -21,7 +21,7 @@ from stages.artifacts import GROUND_TRUTH, INDEX
 from stages.command.preset import preset as preset_of
 from stages.runtime.errors import UserError
 from stages.runtime.params import Params
-from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
+from stages.runtime.params_file import PARAMS_FILE, edit_params, parse_params, read_yaml
 
 CLONE = Path(".ccd/experiments")
 DVC = [sys.executable, "-m", "dvc"]
@@ -139,21 +139,6 @@ def show_experiments(root: Path) -> None:
     ignored = root / ".dvcignore"
     kept = [line for line in ignored.read_text().splitlines() if line != "/experiments/dvc.yaml"]
     ignored.write_text("\n".join(kept) + "\n")
-
-
-def edit_params(path: Path, changes: Mapping[str, object]) -> None:
-    """Change parameters in a file, by dotted keys that are there; its comments stay."""
-    yaml = YAML()
-    content = yaml.load(path)
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        place = content
-        for section in sections:
-            place = place[section]
-        if name not in place:
-            raise KeyError(f"{path} has no {key}")
-        place[name] = value
-    yaml.dump(content, path)
 
 
 def _value(key: str) -> Any:

@@ -1,10 +1,10 @@
 """Stage `evaluate`: how good the classifier is, and every label on the way to it (section 4).
 
 Reads the classifier, the warmed-up student, every label table and, here alone, the ground truth.
-Writes `data/predictions.parquet` (every usable image) and, small and kept in git,
-`results/metrics.json`, `ladder.csv`, `per_class.csv`, `precision_recall.csv`, `training.csv` and
-`doubts.csv`: what speaks against the run, for which no ground truth is needed. Without it the stage
-says so, and reports what can be said. Resumes by block.
+Writes `data/predictions.parquet` (every usable image), `data/doubts.csv` (what speaks against the
+run) and, small and kept in git, `results/metrics.json`, `ladder.csv`, `per_class.csv`,
+`precision_recall.csv` and `training.csv`. Without ground truth it says so, and reports what can be
+said without. Resumes by block.
 
     python -m stages.evaluate
 """
@@ -21,6 +21,7 @@ import torch
 from stages.artifacts import (
     BIAS,
     CAM_BOXES,
+    DOUBTS,
     GLOBAL_SCORES,
     GROUND_TRUTH,
     INITIAL_LABELS,
@@ -81,9 +82,10 @@ def run(params: Params, job: Job) -> None:
     train = rows.loc[rows["split"] == "train", "image_id"]
     ladder = evaluation.ladder(scores, judged)
     diagnosed = evaluation.diagnostics(scores, train, bias, boxes)
-    metrics = evaluation.metrics(ladder, judged, diagnosed)
     said = {key: values_of_images(scores[key], train) for key in ("teacher", "student")}
     doubts = verdict.doubts(**said, measured=bias["measured"].to_numpy(), classes=classes)
+    diagnosed["doubts"] = len(doubts)
+    metrics = evaluation.metrics(ladder, judged, diagnosed)
 
     results = job.staging / RESULTS
     results.mkdir(parents=True)
@@ -93,9 +95,9 @@ def run(params: Params, job: Job) -> None:
         "per_class": evaluation.per_class(bias, scores, judged),
         "precision_recall": evaluation.precision_recall(scores, judged["test"]),
         "training": training_history(),
-        "doubts": pd.DataFrame(doubts, columns=verdict.Doubt._fields),
     }.items():
         write_csv(results / f"{name}.csv", table)
+    write_csv(job.staging / DOUBTS, pd.DataFrame(doubts, columns=verdict.Doubt._fields))
     files = {file.name: file_digest(file) for file in sorted(results.iterdir())}
     of_results: Provenance = {"index": digest, "files": files}
     write_table(PREDICTIONS, scores["student"], of_results, job.staging)

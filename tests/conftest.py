@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from demo.scenes import draw_photo
 from demo.shapes import CLASSES
-from experiments.clone import edit_params
 from stages.command.deps import ROOT
+from stages.runtime.params_file import edit_params
 from tests.warm_python import serving
 
 settings.register_profile("busy", deadline=None)  # the machines are shared

@@ -16,8 +16,8 @@ from ruamel.yaml import YAML
 
 from demo import scenes, shapes, teacher, world
 from demo.shapes import CLASSES, MASK, PLAIN, POLYSEMOUS, SHAPES, SIDE, masks
-from experiments.clone import edit_params
 from stages.command.deps import ROOT
+from stages.runtime.params_file import edit_params
 
 
 def test_every_shape_has_a_silhouette_of_its_own():

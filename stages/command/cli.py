@@ -143,12 +143,12 @@ def ladder() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from stages.artifacts import REPORT, RESULTS
+    from stages.artifacts import DOUBTS, REPORT, RESULTS
     from stages.storage.tables import read_csv
 
     try:
         rungs = read_csv(RESULTS / "ladder.csv")
-        doubts = read_csv(RESULTS / "doubts.csv")
+        doubts = read_csv(DOUBTS)
     except UserError as error:
         _fail(str(error))
     table = Table("judged on", "images", "what", "mAP", "micro-AP", box=None)
@@ -168,11 +168,11 @@ def ladder() -> None:
 @app.command()
 def check() -> None:
     """Say what speaks against the last run, without any label; exit 1 if something does."""
-    from stages.artifacts import RESULTS
+    from stages.artifacts import DOUBTS
     from stages.storage.tables import read_csv
 
     try:
-        doubts = read_csv(RESULTS / "doubts.csv")
+        doubts = read_csv(DOUBTS)
     except UserError as error:
         _fail(str(error))
     for line in _doubts(doubts):
@@ -180,6 +180,19 @@ def check() -> None:
     if len(doubts):
         raise typer.Exit(1)
     typer.echo("Nothing speaks against this run. How good it is, only labels can tell.")
+
+
+@app.command()
+def again() -> None:
+    """Let the next `dvc repro` update the labels once more, by the classifier of the last run."""
+    from stages.command.again import again as begin_again
+
+    try:
+        place = begin_again()
+    except UserError as error:
+        _fail(str(error))
+    typer.echo(f"The last run's classifier is kept in {place}, and params.yaml begins with it: its")
+    typer.echo("maps say where to look, and the training goes on from it. Now run `dvc repro`.")
 
 
 def _doubts(table: Any) -> list[str]:

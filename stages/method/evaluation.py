@@ -114,6 +114,7 @@ def diagnostics(
         "views_per_image": round(len(boxes) / len(train), 4),
         "positives_per_image": {key: round(value, 4) for key, value in positives.items()},
         "teacher_student_top1_agreement": round(float(agreement), 4),
+        "doubts": 0,
     }
 
 

@@ -15,6 +15,7 @@ class Diagnostics(TypedDict):
     views_per_image: float
     positives_per_image: dict[str, float]
     teacher_student_top1_agreement: float
+    doubts: int  # what speaks against the run; data/doubts.csv says it
 
 
 class Metrics(TypedDict, total=False):

@@ -1,4 +1,4 @@
-"""`params.yaml`, read and checked: what is wrong is said with its place and the nearest valid key.
+"""`params.yaml`, read, checked and edited; what is wrong is said with its place and what is right.
 
 The file is read as YAML 1.2, as DVC reads it: `1e-5` is a number in both.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,27 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
+
+
+def edit_params(path: Path, changes: Mapping[str, object]) -> None:
+    """Change parameters in a file, by dotted keys that are there; its comments stay.
+
+    The file is the old one or the new one, whenever it is read.
+    """
+    yaml = YAML()
+    yaml.width = 4096
+    content = yaml.load(path)
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        if name not in place:
+            raise KeyError(f"{path} has no {key}")
+        place[name] = value
+    beside = path.with_name(f".{path.name}.new")
+    yaml.dump(content, beside)
+    beside.replace(path)
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
