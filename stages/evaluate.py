@@ -81,10 +81,9 @@ def run(params: Params, job: Job) -> None:
     bias, _ = read_table(BIAS, digest)
     train = rows.loc[rows["split"] == "train", "image_id"]
     ladder = evaluation.ladder(scores, judged)
-    diagnosed = evaluation.diagnostics(scores, train, bias, boxes)
     said = {key: values_of_images(scores[key], train) for key in ("teacher", "student")}
     doubts = verdict.doubts(**said, measured=bias["measured"].to_numpy(), classes=classes)
-    diagnosed["doubts"] = len(doubts)
+    diagnosed = evaluation.diagnostics(scores, train, bias, boxes, len(doubts))
     metrics = evaluation.metrics(ladder, judged, diagnosed)
 
     results = job.staging / RESULTS

@@ -96,9 +96,12 @@ def _defined(figures: pd.Series) -> dict[str, float | None]:
 
 
 def diagnostics(
-    scores: Tables, train: pd.Series, bias: pd.DataFrame, boxes: pd.DataFrame
+    scores: Tables, train: pd.Series, bias: pd.DataFrame, boxes: pd.DataFrame, doubts: int
 ) -> Diagnostics:
-    """What can be said without any ground truth; train: ids of the usable training images."""
+    """What can be said without any ground truth.
+
+    train: ids of the usable training images. doubts: how much speaks against the run.
+    """
     teacher, student = (
         scores[key].set_index("image_id").loc[train].to_numpy() for key in ("teacher", "student")
     )
@@ -114,7 +117,7 @@ def diagnostics(
         "views_per_image": round(len(boxes) / len(train), 4),
         "positives_per_image": {key: round(value, 4) for key, value in positives.items()},
         "teacher_student_top1_agreement": round(float(agreement), 4),
-        "doubts": 0,
+        "doubts": doubts,
     }
 
 
