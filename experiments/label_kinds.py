@@ -179,7 +179,7 @@ def judged(seen: Seen, labels: Floats) -> dict[str, float]:
         "label_mAP": 100 * mean_average_precision(truth, labels),
         "label_micro_AP": 100 * average_precision(truth.ravel(), labels.ravel()),
         "mAP": 100 * float(np.nanmean(of_class)),
-        "common": 100 * float(common.mean()),
+        "common": 100 * float(common.mean()) if len(common) else float("nan"),
         "micro_AP": 100 * average_precision(test.ravel(), scores.ravel()),
     }
 

@@ -36,10 +36,11 @@ def again() -> Path:
     check_sums(folder, *(file.name for file in folder.iterdir() if file.suffix == ".csv"))
     earlier = [int(place.name) for place in ROUNDS.glob("*") if place.name.isdigit()]
     for number in earlier:
-        if file_digest(ROUNDS / str(number) / STUDENT.name) == file_digest(STUDENT):
+        same = ROUNDS / str(number) / STUDENT.name
+        if same.is_file() and file_digest(same) == file_digest(STUDENT):
             raise UserError(
-                f"{folder} is the classifier of {ROUNDS / str(number)} itself: run `dvc repro` "
-                "first, so that there is another"
+                f"{folder} is the classifier of {same.parent} itself: run `dvc repro` first, so "
+                "that there is another"
             )
     place = ROUNDS / str(max(earlier, default=0) + 1)
     copying = place.with_name(f"{place.name}.part")
