@@ -92,9 +92,12 @@ def test_one_class_needs_no_other_to_compare_with():
 
 
 def test_a_run_with_a_senseless_teacher_is_called_so_wherever_one_looks(project: Project):
+    project.set(labels__temperature=100.0)
+    project.repro()
     found = pd.read_csv(project / "data/doubts.csv")
     facts = json.loads((project / RESULTS / "metrics.json").read_text())["diagnostics"]
-    assert len(found) == facts["doubts"] > 0
+    assert len(found) == facts["doubts"]
+    assert found["doubt"][0] == "the teacher guesses: its entropy is 100% of a uniform guess's"
     done = project.run("ccd", "check", check=False)
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == len(found)
