@@ -96,10 +96,12 @@ def run(params: Params, job: Job) -> None:
         "training": training_history(),
     }.items():
         write_csv(results / f"{name}.csv", table)
-    files = {file.name: file_digest(file) for file in sorted(results.iterdir())}
-    of_results: Provenance = {"index": digest, "files": files}
+    of_doubts = job.staging / DOUBTS
+    of_doubts.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(of_doubts, pd.DataFrame(doubts, columns=verdict.Doubt._fields))
+    written = [of_doubts, *sorted(results.iterdir())]
+    of_results: Provenance = {"index": digest, "files": {f.name: file_digest(f) for f in written}}
     write_table(PREDICTIONS, scores["student"], of_results, job.staging)
-    write_csv(job.staging / DOUBTS, pd.DataFrame(doubts, columns=verdict.Doubt._fields))
     if "mAP" in metrics:
         say(f"evaluate: mAP {metrics['mAP']:.1f}, the teacher's own {metrics['teacher_mAP']:.1f}")
     else:
