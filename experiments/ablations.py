@@ -20,8 +20,7 @@ class Ablation(NamedTuple):
 
     rows: what each changes. axis: of a curve, whose rows are its values. boxes: needs the views of
     `experiments.object_boxes`; classifier: what changes in the first update of which it needs the
-    end. published: mAP
-    on VOC 2012 by row. per_class: is of average precisions class by class.
+    end. published: mAP on VOC 2012 by row. per_class: is of average precisions class by class.
     """
 
     rows: dict[str, Changes]

@@ -57,6 +57,11 @@ def run(params: Params, job: Job) -> None:
         )
     soft = sharpen(class_values(PSEUDO_LABELS, labels), params.train.sharpness)
     held = held_out(len(rows), params.optimiser.held_out)
+    if params.train.head == "likeliest" and not held.any():
+        raise UserError(
+            f"optimiser.held_out in params.yaml: {params.optimiser.held_out} of {len(rows)} "
+            "training images is none to choose a head by: hold out more, or take another train.head"
+        )
     learned = rows[~held].reset_index(drop=True)
     objective = Objective(torch.tensor(soft[~held]))
     recipe = Recipe(

@@ -49,6 +49,13 @@ def test_where_something_is_broken_nothing_is_changed(project: Project, broken: 
     assert not (project / "data/rounds").exists()
 
 
+def test_a_place_that_cannot_be_written_is_one_line(project: Project):
+    (project / "data/rounds").write_text("a file")
+    done = project.run("ccd", "again", check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "data/rounds" in done.stderr
+
+
 def test_views_that_no_student_chose_are_not_looked_at_again(project: Project):
     project.set(cam_boxes__views="grid", cam_boxes__mean_views=4.0)
     done = project.run("ccd", "again", check=False)

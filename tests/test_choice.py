@@ -35,6 +35,16 @@ def test_a_training_that_destroys_the_features_is_not_kept(project: Project):
     assert all(kept[f"backbone.{name}"].equal(value) for name, value in first.items())
 
 
+def test_a_share_that_is_no_image_is_named_before_anything_is_trained(project: Project):
+    project.set(train__head="likeliest", optimiser__held_out=0.01)
+    before = project.digests("data/classifier/*")
+    done = project.run("python", "-m", "stages.train", check=False)
+    assert done.returncode
+    assert "optimiser.held_out in params.yaml: 0.01 of 24 training images" in done.stderr
+    assert not {"Traceback", "epoch"} & set(done.stderr.split())
+    assert project.digests("data/classifier/*") == before
+
+
 @pytest.mark.parametrize(
     ("stage", "labels", "made"),
     [

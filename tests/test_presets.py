@@ -104,7 +104,7 @@ def test_the_recipes_differ_where_paper_and_script_do():
         assert recipe["global_clip"]["view_size"] == recipe["local_clip"]["view_size"] == 640
         assert recipe["optimiser"] == {
             "batch": 16, "epoch_steps": 0, "lr": 1e-5, "head_lr_factor": 10.0,
-                "held_out": 0.0,
+            "held_out": 0.0,
         }  # fmt: skip
         assert recipe["warmup"]["epochs"] + recipe["train"]["epochs"] == 10
 

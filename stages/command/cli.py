@@ -191,6 +191,8 @@ def again() -> None:
         place = begin_again()
     except UserError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
     typer.echo(f"The last run's classifier is kept in {place}, and params.yaml begins with it: its")
     typer.echo("maps say where to look, and the training goes on from it. Now run `dvc repro`.")
 

@@ -1,4 +1,4 @@
-"""Which head a classifier ends with: the one that is right most often about images held out."""
+"""Which head a classifier ends with: the one that makes labels of held-out images likeliest."""
 
 from __future__ import annotations
 
