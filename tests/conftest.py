@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from demo.scenes import draw_photo
 from demo.shapes import CLASSES
-from stages.command.deps import ROOT
+from stages.runtime.code import ROOT
 from stages.runtime.params_file import edit_params
 from tests.warm_python import serving
 

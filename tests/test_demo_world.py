@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from demo import scenes, shapes, teacher, world
 from demo.shapes import CLASSES, MASK, PLAIN, POLYSEMOUS, SHAPES, SIDE, masks
-from stages.command.deps import ROOT
+from stages.runtime.code import ROOT
 from stages.runtime.params_file import edit_params
 
 

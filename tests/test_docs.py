@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from stages.command.deps import ROOT, imported_files
 from stages.command.preset import names, preset
 from stages.runtime import machine
+from stages.runtime.code import ROOT, imported_files
 from stages.runtime.params import Params
 from stages.runtime.params_file import parse_params
 from stages.sources.catalogue import DATA_SETS

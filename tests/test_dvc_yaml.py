@@ -13,7 +13,16 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import artifacts
-from stages.command.deps import CODE, PACKAGES, ROOT, code_of, import_closure, imported_files
+from stages.command.deps import (
+    CODE,
+    OF_A_PROJECT,
+    PACKAGES,
+    PIPELINE,
+    of_a_project,
+    with_deps,
+    write,
+)
+from stages.runtime.code import ROOT, code_of, import_closure, imported_files
 from tests.declarations import leaves, parameters_read
 
 STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -38,6 +47,16 @@ def test_the_code_a_stage_depends_on_is_what_it_imports_but_for_the_runtime(file
     declared = [dep for dep in entry["deps"] if dep.startswith(CODE)]
     assert declared == code_of(ROOT / PACKAGES[file] / f"{stage}.py")
     assert not [dep for dep in declared if dep.startswith("stages/runtime")]
+
+
+def test_the_pipeline_of_a_project_is_this_one_with_its_code_by_digest(tmp_path: Path):
+    """`make deps` writes it."""
+    own = with_deps(ROOT / "dvc.yaml", ROOT / "stages")
+    write(of_a_project(own), tmp_path / "made.yaml", OF_A_PROJECT)
+    assert (ROOT / PIPELINE).read_text() == (tmp_path / "made.yaml").read_text()
+    for stage, entry in YAML(typ="safe").load(ROOT / PIPELINE)["stages"].items():
+        assert entry["params"][-1] == {"code.yaml": [stage]}
+        assert not [dep for dep in entry["deps"] if dep.startswith("stages")]
 
 
 def test_no_file_of_the_runtime_imports_what_may_change_a_result():

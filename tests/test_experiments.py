@@ -29,10 +29,10 @@ from experiments.figures import alike
 from experiments.methods import METHODS, Role
 from experiments.settings import Baseline, Cdul
 from experiments.table1 import CCD, LEVELS, summary
-from stages.command.deps import ROOT
 from stages.command.preset import preset
 from stages.method.average_precision import mean_average_precision
 from stages.method.labelling import zeroshot
+from stages.runtime.code import ROOT
 from stages.runtime.params import Params
 from stages.runtime.params_file import parse_params, read_yaml
 from stages.sources.class_list import class_list

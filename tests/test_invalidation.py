@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from ruamel.yaml import YAML
 
-from stages.command.deps import ROOT
+from stages.runtime.code import ROOT
 from tests.conftest import Project, edit_params
 from tests.declarations import leaves
 from tests.test_dvc_yaml import STAGES, paths, reaches

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from experiments.object_boxes import Kind, around_objects, of_coco, of_voc
-from stages.command.deps import ROOT
+from stages.runtime.code import ROOT
 from stages.runtime.errors import UserError
 from tests.conftest import Project
 from tests.test_published_sources import COCO, write_coco

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.command.deps import ROOT
+from stages.runtime.code import ROOT
 from stages.runtime.errors import UserError
 from stages.runtime.params import Params
 from stages.runtime.params_file import parse_params, read_yaml

@@ -15,10 +15,10 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
 from experiments.photographs import ladder, put, summary
-from stages.command.deps import ROOT
 from stages.command.preset import preset
 from stages.models.backbones import build_backbone
 from stages.models.folding import fold_batch_norm
+from stages.runtime.code import ROOT
 from stages.runtime.params_file import edit_params
 from stages.weights import backbone_config, first_weights
 from tests.conftest import Project, lay_out

@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from stages.command import fetch
 from stages.command.cli import app
-from stages.command.deps import ROOT
 from stages.command.fetch import Archive
 from stages.command.preset import names, preset
+from stages.runtime.code import ROOT
 from stages.runtime.errors import UserError
 from stages.runtime.params_file import parse_params
 from stages.sources.class_list import class_list

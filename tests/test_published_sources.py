@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.command.deps import ROOT
 from stages.ground_truth import differences, labels
 from stages.index import photographs
+from stages.runtime.code import ROOT
 from stages.runtime.errors import UserError
 from stages.sources import label_table
 from stages.sources.catalogue import DATA_SETS, odd_images

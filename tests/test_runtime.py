@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.command.deps import ROOT
+from stages.runtime.code import ROOT
 from stages.runtime.fingerprint import declaration, fingerprint
 from tests.conftest import Project, as_ordinary_processes
 from tests.test_resume import SMALL, end_group, halt_at_work, start, work

@@ -118,7 +118,8 @@ def _answer(link: socket.socket) -> None:
     os.environ.update(environment)
     flag, module, *rest = arguments
     assert flag == "-m"
-    sys.path.insert(0, directory)
+    others = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [directory, *filter(None, others)]
     sys.argv = [module, *rest]
     code = 0
     try:

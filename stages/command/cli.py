@@ -71,7 +71,7 @@ def predict(
     if form is Format.parquet and output is None:
         _fail("parquet cannot be printed: give --output", code=2)
     try:
-        from stages.command.predict import images_in
+        from stages.command.predict import as_csv, as_json, images_in
         from stages.command.predict import predict as predict_images
 
         table = predict_images(images_in(paths), student, max_pixels)
@@ -84,7 +84,7 @@ def predict(
         if form is Format.parquet and output is not None:
             table.to_parquet(output, index=False)
         else:
-            text = _as_json(table) if form is Format.json else _as_csv(table)
+            text = as_json(table) if form is Format.json else as_csv(table)
             if output is None:
                 sys.stdout.write(text)
             else:
@@ -116,6 +116,48 @@ def preset(
         sys.stdout.write(text_of(dataset, recipe))
     except UserError as error:
         _fail(str(error), code=2)
+
+
+@app.command()
+def init(
+    place: Annotated[Path, typer.Argument(help="A new folder, for the project.")],
+    images: Annotated[Path, typer.Option(help="The folder of your photographs; it stays there.")],
+    classes: Annotated[str, typer.Option(help="A text file, one a line; or names by comma.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="For evaluation alone: a .csv, .txt or .json.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Of `ccd preset folder`.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A parameter: key=value. Repeatable.")
+    ] = None,
+) -> None:
+    """Make a project for a folder of photographs, beside which nothing is written."""
+    from stages.command.init import init as make
+
+    try:
+        found, params = make(place, images, classes, labels, recipe, settings or [])
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
+    held_out = params.source.test_folder
+    typer.echo(clean(f"{place}: {found} photographs (those below {held_out}/ are for testing)."))
+    typer.echo(clean(f"params.yaml there has every setting. Now `cd {place} && dvc repro`."))
+
+
+@app.command()
+def update() -> None:
+    """Take up the installed version in a project that `ccd init` made; say what will run again."""
+    from stages.command.init import update as take_up
+
+    try:
+        changed = take_up()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
+    rerun = f"the code of {', '.join(changed)} is another" if changed else "no stage's code changed"
+    typer.echo(f"code.yaml is of the installed version: {rerun}. `dvc status` has what that means.")
 
 
 @app.command()
@@ -207,39 +249,6 @@ def _format_of(output: Path | None) -> Format:
     if suffix not in list(Format):
         _fail(f"{output}: give --format, or a name that ends in .json, .csv or .parquet", code=2)
     return Format(suffix)
-
-
-def _as_csv(table: Any) -> str:
-    """CSV in which no cell of text is a formula for a spreadsheet."""
-    from stages.sources.photograph import is_formula
-
-    def safe(text: str, front: str = "'") -> str:
-        return f"{front}{text}" if is_formula(text) else text
-
-    table = table.rename(columns=safe)
-    table["image"] = [safe(path, front="./") for path in table["image"]]  # the same path
-    table["error"] = [safe(error) for error in table["error"]]
-    return str(table.to_csv(index=False))
-
-
-def _as_json(table: object) -> str:
-    import json
-
-    import pandas as pd
-
-    assert isinstance(table, pd.DataFrame)
-    classes = list(table.columns[3:])
-    rows = []
-    for row in table.to_dict("records"):
-        known = (
-            {name: round(float(row[name]), 4) for name in classes}
-            if row["status"] == "ok"
-            else None
-        )
-        rows.append(
-            {key: row[key] for key in ("image", "status", "error")} | {"probabilities": known}
-        )
-    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ from stages.models.student import Student
 from stages.runtime.errors import UserError
 from stages.runtime.progress import meter, warn
 from stages.sources.folder import in_words, photographs
-from stages.sources.photograph import Photograph, printable
+from stages.sources.photograph import Photograph, is_formula, printable
 
 MAX_PIXELS = 100_000_000  # as `source.max_pixels` is by default
 
@@ -74,3 +75,31 @@ def read_view(photo: Photograph, size: int, max_pixels: int) -> Tensor:
     except OSError as error:
         raise BadImage("unreadable", error.strerror or str(error)) from None
     return squash(decode(content, max_pixels, enough=DETAIL * size), size)
+
+
+def as_csv(table: pd.DataFrame) -> str:
+    """CSV, in which no cell of text is a formula for a spreadsheet."""
+
+    def safe(text: str, front: str = "'") -> str:
+        return f"{front}{text}" if is_formula(text) else text
+
+    table = table.rename(columns=safe)
+    table["image"] = [safe(path, front="./") for path in table["image"]]  # the same path
+    table["error"] = [safe(error) for error in table["error"]]
+    return str(table.to_csv(index=False))
+
+
+def as_json(table: pd.DataFrame) -> str:
+    """A list, an object an image."""
+    classes = list(table.columns[3:])
+    rows = []
+    for row in table.to_dict("records"):
+        known = (
+            {name: round(float(row[name]), 4) for name in classes}
+            if row["status"] == "ok"
+            else None
+        )
+        rows.append(
+            {key: row[key] for key in ("image", "status", "error")} | {"probabilities": known}
+        )
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stages.command.deps import ROOT
 from stages.images.decode import FORMATS, BadImage, decode, inspect
+from stages.runtime.code import ROOT
 from stages.sources.folder import in_words, photographs
 from tests.conftest import Project
 from tests.faults.conftest import refusal

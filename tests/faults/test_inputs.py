@@ -15,9 +15,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.command.cli import _as_csv
-from stages.command.deps import ROOT
 from stages.images.decode import inspect
 from stages.index import photographs
+from stages.runtime.code import ROOT
 from stages.runtime.errors import UserError, clean
 from stages.runtime.params_file import parse_params, read_yaml
 from stages.sources import voc

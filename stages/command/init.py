@@ -1,0 +1,209 @@
+"""`ccd init`: a project of one's own, beside the photographs; `ccd update`: with another version.
+
+A project is a folder under git and DVC with `params.yaml`, `dvc.yaml`, the class names and links to
+what is the user's. The code stays where it is installed; `code.yaml` has a digest of each stage's,
+which DVC compares as it compares parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.command.preset import preset
+from stages.runtime.code import CODE_FILE, digest_of
+from stages.runtime.errors import UserError
+from stages.runtime.fingerprint import DVC_FILE
+from stages.runtime.params import Params
+from stages.runtime.params_file import PARAMS_FILE, edit_params, parse_params, read_yaml
+from stages.sources.class_list import class_list
+from stages.sources.folder import photographs
+
+TEMPLATE = Path(__file__).parent / "project"
+PIPELINE = "pipeline"  # what code.yaml calls the digest of dvc.yaml
+CLASSES, PHOTOS = "classes.txt", "data/photos"
+PATHS = ("teacher.checkpoint", "student.checkpoint", "cam_boxes.boxes")
+CODE_ABOVE = "# Which code made the results: `ccd update` writes it. DVC reads it as parameters.\n"
+
+
+def init(
+    place: Path,
+    images: Path,
+    classes: str,
+    labels: Path | None,
+    recipe: str | None,
+    settings: list[str],
+) -> tuple[int, Params]:
+    """Make a project; returns how many photographs it has, and its parameters.
+
+    classes: a text file, or names by comma. settings: `key=value`, of parameters. All or nothing is
+    made: raises `UserError`, and leaves no trace.
+    """
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{place} is there already: name a new folder, or an empty one")
+    if not images.is_dir():
+        raise UserError(f"--images: {images} is no folder")
+    if place.resolve().is_relative_to(images.resolve()):
+        raise UserError(
+            f"{place} lies in {images}, where its own pictures would be taken for photographs: "
+            "name a folder elsewhere"
+        )
+    if labels is not None and not labels.exists():
+        raise UserError(f"--labels: {labels} is not there")
+    if not place.parent.is_dir():
+        raise UserError(f"{place.parent} is no folder")
+    found, _ = photographs(str(images), "", key="--images")
+    making = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        params = lay_out(making, images, classes, labels, recipe, settings)
+        set_up_versions(making)
+        making.chmod(0o755)
+        making.rename(place)
+    except UserError as error:
+        raise UserError(str(error).replace(str(making), str(place))) from None
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return len(found), params
+
+
+def lay_out(
+    root: Path,
+    images: Path,
+    classes: str,
+    labels: Path | None,
+    recipe: str | None,
+    settings: list[str],
+) -> Params:
+    """Write a project's files into an empty folder; returns its parameters."""
+    (root / CLASSES).write_text(names_in(classes), encoding="utf-8")
+    known = class_list(str(root / CLASSES))
+    (root / "data/none").mkdir(parents=True)
+    shutil.copyfile(TEMPLATE / "none.md", root / "data/none/README.md")
+    (root / PHOTOS).symlink_to(images.resolve())
+    changes: dict[str, object] = {"source.root": PHOTOS, "source.classes": CLASSES}
+    if labels is not None:
+        link = Path("data/labels").with_suffix(labels.suffix)
+        (root / link).symlink_to(labels.resolve())
+        changes["source.labels"] = link.as_posix()
+    (root / PARAMS_FILE).write_text(preset("folder", recipe), encoding="utf-8")
+    looks = read_yaml(root / PARAMS_FILE)["cam_boxes"]
+    if looks["views"] == "cam":  # more would leave nothing to choose
+        changes["cam_boxes.mean_views"] = min(looks["mean_views"], max(1.0, len(known) / 2))
+    try:
+        edit_params(root / PARAMS_FILE, changes | parsed(settings))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"--set: {str(error.args[0]).replace(f'{root}/', '')}") from None
+    params = parse_params(read_yaml(root / PARAMS_FILE))
+    shutil.copyfile(TEMPLATE / "pipeline.yaml", root / DVC_FILE)
+    (root / CODE_FILE).write_text(code_text(root / DVC_FILE), encoding="utf-8")
+    shutil.copyfile(TEMPLATE / "gitignore", root / ".gitignore")
+    return params
+
+
+def names_in(classes: str) -> str:
+    """The text of a list of class names: of a file, or of names by comma."""
+    path = Path(classes)
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--classes: {path}: {error}") from None
+    if "," not in classes:
+        raise UserError(f"--classes: {classes} is no file; names are given by comma: cat,dog")
+    return "".join(f"{name.strip()}\n" for name in classes.split(",") if name.strip())
+
+
+def parsed(settings: list[str]) -> dict[str, object]:
+    """Parameters by dotted key; a relative path that is there is made absolute."""
+    changes: dict[str, object] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set: {setting!r} is not of the form key=value")
+        try:
+            value = YAML(typ="safe", pure=True).load(text)
+        except YAMLError:
+            raise UserError(f"--set: {text!r}, the value of {key}, is not valid YAML") from None
+        if key in PATHS and isinstance(value, str) and Path(value).exists():
+            value = str(Path(value).resolve())
+        changes[key] = value
+    return changes
+
+
+def set_up_versions(root: Path) -> None:
+    """Put a folder under git, unless it lies in a repository, and under DVC."""
+    scm: list[str] = []
+    if shutil.which("git") is None:
+        scm = ["--no-scm"]
+    elif subprocess.run(
+        ["git", "rev-parse", "--is-inside-work-tree"], cwd=root, capture_output=True, check=False
+    ).returncode:
+        _run(["git", "init", "-q"], root)
+    else:
+        scm = ["--subdir"]
+    dvc = [sys.executable, "-m", "dvc"]
+    _run([*dvc, "init", "-q", *scm], root)
+    for key in ("core.analytics", "core.check_update"):
+        _run([*dvc, "config", key, "false"], root)
+    shutil.copyfile(TEMPLATE / "dvcignore", root / ".dvcignore")
+
+
+def update() -> list[str]:
+    """Take up the installed code in the project here; returns the stages whose code is another.
+
+    Raises `UserError`, with nothing changed, where `dvc.yaml` was edited and would have to change.
+    """
+    if not CODE_FILE.exists():
+        raise UserError(f"{CODE_FILE} is not here: `ccd update` is for what `ccd init` made")
+    code: Mapping[str, Any] = read_yaml(CODE_FILE) or {}
+    installed = (TEMPLATE / "pipeline.yaml").read_bytes()
+    beside = Path(f"{DVC_FILE}.new")
+    if code.get(PIPELINE) != _digest(installed):
+        if _digest(DVC_FILE.read_bytes()) == code.get(PIPELINE):
+            _replace(DVC_FILE, installed)
+        elif not beside.exists() or beside.read_bytes() != installed:
+            beside.write_bytes(installed)
+            raise UserError(
+                f"{DVC_FILE} was edited, and the installed version has another, now in {beside}: "
+                f"bring into {DVC_FILE} what is new there, and run `ccd update` again"
+            )
+    beside.unlink(missing_ok=True)
+    text = code_text(TEMPLATE / "pipeline.yaml")
+    changed = [s for s, digest in YAML(typ="safe").load(text).items() if code.get(s) != digest]
+    _replace(CODE_FILE, text.encode())
+    return [stage for stage in changed if stage != PIPELINE]
+
+
+def code_text(declared: Path) -> str:
+    """What `code.yaml` says of the installed code of the stages that are declared there."""
+    digests = {stage: digest_of(stage) for stage in read_yaml(declared)["stages"]}
+    text = io.StringIO(CODE_ABOVE)
+    text.seek(0, io.SEEK_END)
+    YAML().dump({PIPELINE: _digest(declared.read_bytes())} | digests, text)
+    return text.getvalue()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def _run(command: list[str], root: Path) -> None:
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{' '.join(command[-3:])}: {' '.join(done.stderr.split())[-300:]}")
