@@ -31,7 +31,44 @@ def test_every_format_can_be_written(project: Project, form: str):
     table = read(project / f"out.{form}")
     assert table["image"].tolist() == ["photos/test/00000.jpg", "photos/test/00001.jpg"]
     if form != "json":
-        assert list(table.columns) == ["image", "status", "error", *MINI_CLASSES]
+        assert list(table.columns) == ["image", "status", "error", "labels", *MINI_CLASSES]
+
+
+def test_what_reaches_the_threshold_is_named_the_likeliest_first(finished: Project):
+    rows = json.loads(ccd(finished, "predict", "photos/test", "--threshold", "0.3").stdout)
+    for row in rows:
+        p = row["probabilities"]
+        assert {name for name in p if p[name] >= 0.3} == set(row["labels"])
+        assert row["labels"] == sorted(row["labels"], key=p.__getitem__, reverse=True)
+    assert any(row["labels"] for row in rows)
+    assert not any(row["labels"] for row in json.loads(named(finished, "--threshold", "1")))
+
+
+def named(project: Project, *words: str) -> str:
+    return ccd(project, "predict", "photos/test/00000.jpg", *words).stdout
+
+
+def test_the_likeliest_are_named_however_unlikely(finished: Project):
+    (row,) = json.loads(named(finished, "--top", "3", "--threshold", "1"))
+    p = row["probabilities"]
+    assert row["labels"] == sorted(p, key=p.__getitem__, reverse=True)[:3]
+
+
+def test_a_terminal_gets_names_and_no_table(finished: Project):
+    likeliest, *_ = json.loads(named(finished, "--top", "1"))[0]["labels"]
+    text = named(finished, "--top", "1", "-f", "text")
+    assert text.startswith(f"photos/test/00000.jpg  {likeliest} 0.")
+    assert len(text.splitlines()) == 1
+    assert named(finished, "--threshold", "1", "-f", "text").endswith("  –\n")
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_whole(project: Project):
+    (project / "out.csv").write_text("old")
+    assert ccd(project, "predict", "gone.jpg", "-o", "out.csv", check=False).returncode == 1
+    assert (project / "out.csv").read_text() == "old"
+    ccd(project, "predict", "photos/test/00000.jpg", "-o", "out.csv")
+    assert pd.read_csv(project / "out.csv")["status"].tolist() == ["ok"]
+    assert not list(project.root.glob(".out.csv*"))
 
 
 def test_a_bad_image_is_named_and_the_others_are_predicted(project: Project):
@@ -62,8 +99,10 @@ def test_the_student_needs_neither_the_teacher_nor_the_pipeline(project: Project
         (["photos", "--student", "data/weights/student_init.safetensors"], 1, "no trained student"),
         (["stages/method"], 1, "ccd predict: no image"),
         (["photos", "-f", "parquet"], 2, "give --output"),
-        (["photos", "-o", "out.txt"], 2, "a name that ends in .json, .csv or .parquet"),
-        (["photos", "-o", "gone/out.csv"], 1, "gone/out.csv: No such file or directory"),
+        (["photos", "-o", "out.doc"], 2, "a name that ends in .json, .csv, .parquet or .txt"),
+        (["photos", "-o", "gone/out.csv"], 2, "gone/out.csv: there is no folder gone"),
+        (["photos", "-f", "csv", "-o", "photos"], 2, "photos is a folder"),
+        (["photos", "--threshold", "2"], 2, "--threshold"),
     ],
 )
 def test_wrong_use_is_one_line(finished: Project, words: list[str], code: int, expected: str):

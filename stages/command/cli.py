@@ -22,6 +22,7 @@ app = typer.Typer(
 class Format(StrEnum):
     """What `ccd predict` writes."""
 
+    text = "text"
     json = "json"
     csv = "csv"
     parquet = "parquet"
@@ -56,9 +57,16 @@ def predict(
         typer.Option(
             "--format",
             "-f",
-            help="json, csv or parquet; by default what --output ends with, or json.",
+            help="text, json, csv or parquet; by default what --output ends with, text on a "
+            "terminal, or json.",
         ),
     ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="A class this probable is named.")
+    ] = 0.5,
+    top: Annotated[
+        int, typer.Option(min=0, help="Name so many, the likeliest, however probable.")
+    ] = 0,
     student: Annotated[
         Path, typer.Option(help="The classifier's weights; their .json lies beside them.")
     ] = Path("data/classifier/student.safetensors"),
@@ -70,27 +78,29 @@ def predict(
     form = form or _format_of(output)
     if form is Format.parquet and output is None:
         _fail("parquet cannot be printed: give --output", code=2)
+    if output is not None and output.is_dir():
+        _fail(f"{output} is a folder: name a file in it", code=2)
+    if output is not None and not output.parent.is_dir():
+        _fail(f"{output}: there is no folder {output.parent}", code=2)
     try:
-        from stages.command.predict import as_csv, as_json, images_in
+        from stages.command.predict import content, images_in, named
         from stages.command.predict import predict as predict_images
 
         table = predict_images(images_in(paths), student, max_pixels)
+        table.insert(3, "labels", named(table, threshold, top))
+        if output is None:
+            sys.stdout.write(content(table, form).decode())
+        elif output.exists() and not output.is_file():  # a pipe, say
+            output.write_bytes(content(table, form))
+        else:
+            beside = output.with_name(f".{output.name}.part")
+            beside.write_bytes(content(table, form))
+            beside.replace(output)
     except UserError as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}")
     failed = table["status"] != "ok"
-    try:
-        if form is Format.parquet and output is not None:
-            table.to_parquet(output, index=False)
-        else:
-            text = as_json(table) if form is Format.json else as_csv(table)
-            if output is None:
-                sys.stdout.write(text)
-            else:
-                output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        _fail(f"{output}: {error.strerror}")
     for row in table[failed].itertuples():
         typer.echo(clean(f"ccd: {row.image}: {row.status} ({row.error})"), err=True)
     raise typer.Exit(int(failed.any()))
@@ -245,10 +255,13 @@ def _doubts(table: Any) -> list[str]:
 
 
 def _format_of(output: Path | None) -> Format:
-    suffix = output.suffix.removeprefix(".") if output else "json"
-    if suffix not in list(Format):
-        _fail(f"{output}: give --format, or a name that ends in .json, .csv or .parquet", code=2)
-    return Format(suffix)
+    if output is None:
+        return Format.text if sys.stdout.isatty() else Format.json
+    known = {f".{form}": form for form in Format} | {".txt": Format.text}
+    if output.suffix not in known:
+        names = ".json, .csv, .parquet or .txt"
+        _fail(f"{output}: give --format, or a name that ends in {names}", code=2)
+    return known[output.suffix]
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -16,11 +17,12 @@ from stages.images.decode import BadImage, decode, read_regular
 from stages.images.prefetch import split_batches
 from stages.models.device import device
 from stages.models.student import Student
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, clean
 from stages.runtime.progress import meter, warn
 from stages.sources.folder import in_words, photographs
 from stages.sources.photograph import Photograph, is_formula, printable
 
+STATED = ("image", "status", "error")  # of every image, before its probabilities
 MAX_PIXELS = 100_000_000  # as `source.max_pixels` is by default
 
 
@@ -61,7 +63,9 @@ def predict(images: list[Photograph], weights: Path, max_pixels: int = MAX_PIXEL
                 scores = student.scores(stack_views(list(views.values())))
                 probabilities[list(views)] = scores.cpu().numpy()
             progress.advance(len(rows), failed=len(rows) - len(views))
-    table = pd.DataFrame(states, columns=["status", "error"])
+    if "labels" in classes:
+        raise UserError(f"{weights}: a column is called `labels`, so that no class can be here")
+    table = pd.DataFrame(states, columns=list(STATED[1:]))
     table.insert(0, "image", [photo.image_id for photo in images])
     return pd.concat([table, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
 
@@ -77,8 +81,45 @@ def read_view(photo: Photograph, size: int, max_pixels: int) -> Tensor:
     return squash(decode(content, max_pixels, enough=DETAIL * size), size)
 
 
+def named(table: pd.DataFrame, threshold: float, top: int) -> list[list[str]]:
+    """What to call each image of `predict`: its classes of at least that probability, the likeliest
+    first; of `top` above 0 that many of the likeliest, whatever their probability.
+
+    Of an image that could not be used it is nothing.
+    """
+    p = table.iloc[:, len(STATED) :].to_numpy()
+    classes = table.columns[len(STATED) :]
+    order = np.argsort(-p, axis=1, kind="stable")[:, : top or None]
+    usable = (table["status"] == "ok").to_numpy()
+    return [
+        [str(classes[c]) for c in row if usable[n] and (top or p[n, c] >= threshold)]
+        for n, row in enumerate(order)
+    ]
+
+
+def content(table: pd.DataFrame, form: str) -> bytes:
+    """Of a file of that form: text, json, csv or parquet. The table has its `labels` fourth."""
+    if form == "parquet":
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    return {"text": as_text, "csv": as_csv, "json": as_json}[form](table).encode()
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """A line an image: its names with their probabilities."""
+    width = min(max((len(str(image)) for image in table["image"]), default=0), 60)
+    lines = []
+    for row in table.to_dict("records"):
+        said = ", ".join(f"{name} {row[name]:.2f}" for name in row["labels"]) or "–"
+        if row["status"] != "ok":
+            said = f"({row['status']})"
+        lines.append(clean(f"{row['image']:<{width}}  {said}") + "\n")
+    return "".join(lines)
+
+
 def as_csv(table: pd.DataFrame) -> str:
-    """CSV, in which no cell of text is a formula for a spreadsheet."""
+    """CSV, in which no cell of text is a formula for a spreadsheet; labels are parted by `; `."""
 
     def safe(text: str, front: str = "'") -> str:
         return f"{front}{text}" if is_formula(text) else text
@@ -86,20 +127,16 @@ def as_csv(table: pd.DataFrame) -> str:
     table = table.rename(columns=safe)
     table["image"] = [safe(path, front="./") for path in table["image"]]  # the same path
     table["error"] = [safe(error) for error in table["error"]]
+    table["labels"] = [safe("; ".join(names)) for names in table["labels"]]
     return str(table.to_csv(index=False))
 
 
 def as_json(table: pd.DataFrame) -> str:
     """A list, an object an image."""
-    classes = list(table.columns[3:])
+    stated = [*STATED, "labels"]
     rows = []
     for row in table.to_dict("records"):
-        known = (
-            {name: round(float(row[name]), 4) for name in classes}
-            if row["status"] == "ok"
-            else None
-        )
-        rows.append(
-            {key: row[key] for key in ("image", "status", "error")} | {"probabilities": known}
-        )
+        known = {name: round(float(p), 4) for name, p in row.items() if name not in stated}
+        said = {key: row[key] for key in stated}
+        rows.append(said | {"probabilities": known if row["status"] == "ok" else None})
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"

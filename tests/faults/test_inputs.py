@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from stages.command.cli import _as_csv
+from stages.command.predict import as_csv
 from stages.images.decode import inspect
 from stages.index import photographs
 from stages.runtime.code import ROOT
@@ -161,10 +161,11 @@ def test_no_cell_of_the_predictions_is_a_formula(project: Project):
 
 @pytest.mark.parametrize("first", "=+-@\t\r")
 def test_no_column_and_no_reason_is_a_formula(first: str):
-    row = {"image": "a.jpg", "status": "unreadable", "error": f"{first}1", f"{first}dog": 0.5}
-    text = _as_csv(pd.DataFrame([row]))
-    assert next(csv.reader([text.splitlines()[0]]))[3].startswith("'")
+    row = {"image": "a.jpg", "status": "unreadable", "error": f"{first}1"}
+    text = as_csv(pd.DataFrame([row | {"labels": [f"{first}dog"], f"{first}dog": 0.5}]))
+    assert next(csv.reader([text.splitlines()[0]]))[4].startswith("'")
     assert f"'{first}1" in text
+    assert f"'{first}dog," in text
 
 
 def test_names_cannot_drive_the_terminal(project: Project):
