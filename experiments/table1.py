@@ -49,6 +49,7 @@ TRAINING_FREE = {
     "tiles_cosine": "CLIP and 3 x 3 tiles, cosines",
 }
 # in which recipes differ because their networks and photographs do, not in what they do
+NOT_HERE = ("laptop", "instant")  # recommended's with small networks; and what is no CCD
 OF_THE_NETWORKS = {"student.arch", "cam_boxes.mean_views"}
 
 
@@ -124,7 +125,7 @@ def recipes() -> dict[str, dict[str, Any]]:
             for key, value in values.items()
         }
         for name, recipe in known["recipes"].items()
-        if name not in known["whatever_the_data_set"]  # it is no CCD
+        if name not in NOT_HERE
     }
     keys = set.union(*(set(values) for values in flat.values())) - OF_THE_NETWORKS
     differing = sorted(key for key in keys if len({str(flat[name][key]) for name in flat}) > 1)

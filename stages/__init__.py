@@ -5,7 +5,7 @@
                         ├─ student_features ───────┘                                       │
     weights ────────────┤               │                                              │
     class_text ─────────┴───────────────┘                                              │
-    labels ── ground_truth ─────────────────────────────── report ─ evaluate ─ train ──┘
+    labels ── ground_truth ────────────────── report ─ evaluate ─ thresholds ─ train ──┘
 
 One stage, one file of the same name, beside `artifacts.py`, the table of all that they exchange.
 

@@ -49,6 +49,18 @@ CAM_BOXES = Table(
 LOCAL_SCORES = Table(Path("data/local_scores.parquet"), "ccd.view_scores/1", VIEW, per_class=True)
 LOCAL_LABELS = Table(Path("data/local_labels.parquet"), "ccd.labels/1", ID, per_class=True)
 PSEUDO_LABELS = Table(Path("data/pseudo_labels.parquet"), "ccd.labels/1", ID, per_class=True)
+THRESHOLDS = Table(
+    Path("data/thresholds.parquet"),
+    "ccd.thresholds/1",
+    # of the student's logits: scale and offset; of the probabilities that follow: the cut
+    {
+        "class": "string",
+        "scale": "float32",
+        "offset": "float32",
+        "threshold": "float32",
+        "told_apart": "bool",
+    },
+)
 PREDICTIONS = Table(Path("data/predictions.parquet"), "ccd.predictions/1", ID, per_class=True)
 
 CLASS_TEXT = Store(

@@ -1,10 +1,10 @@
 """Stage `evaluate`: how good the classifier is, and every label on the way to it (section 4).
 
-Reads the classifier, the warmed-up student, every label table and, here alone, the ground truth.
-Writes `data/predictions.parquet` (every usable image), `data/doubts.csv` (what speaks against the
-run) and, small and kept in git, `results/metrics.json`, `ladder.csv`, `per_class.csv`,
-`precision_recall.csv` and `training.csv`. Without ground truth it says so, and reports what can be
-said without. Resumes by block.
+Reads the classifier and its cuts, the warmed-up student, every label table and, here alone, the
+ground truth. Writes `data/predictions.parquet` (every usable image's probabilities, as the student
+says them), `data/doubts.csv` (what speaks against the run) and, small and kept in git,
+`results/metrics.json`, `ladder.csv`, `per_class.csv`, `precision_recall.csv` and `training.csv`.
+Without ground truth it says so, and reports what can be said without. Resumes by block.
 
     python -m stages.evaluate
 """
@@ -12,11 +12,8 @@ said without. Resumes by block.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
-import torch
 
 from stages.artifacts import (
     BIAS,
@@ -32,22 +29,20 @@ from stages.artifacts import (
     STUDENT,
     STUDENT_FEATURES,
     STUDENT_INIT,
+    THRESHOLDS,
     TRAIN_HISTORY,
     WARMUP_HISTORY,
     WARMUP_STUDENT,
 )
-from stages.images.prefetch import load_global_views, split_batches
 from stages.method import evaluation, verdict
-from stages.models.device import block_size, device
-from stages.models.frozen import first_features
-from stages.models.student import Student, StudentConfig
+from stages.models.frozen import scores_of_features
+from stages.models.student import StudentConfig
 from stages.models.weights import load_weights
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.progress import say
-from stages.runtime.resume import in_blocks
-from stages.runtime.types import Arrays, Floats
+from stages.runtime.types import Floats
 from stages.storage.index import is_usable, read_index, usable
 from stages.storage.provenance import Provenance, check_sums, file_digest
 from stages.storage.tables import (
@@ -58,6 +53,7 @@ from stages.storage.tables import (
     write_csv,
     write_table,
 )
+from stages.training.scores import scores_of
 
 STUDENTS = {"warmup": WARMUP_STUDENT, "student": STUDENT}
 
@@ -84,14 +80,18 @@ def run(params: Params, job: Job) -> None:
     said = {key: values_of_images(scores[key], train) for key in ("teacher", "student")}
     doubts = verdict.doubts(**said, measured=bias["measured"].to_numpy(), classes=classes)
     diagnosed = evaluation.diagnostics(scores, train, bias, boxes, len(doubts))
-    metrics = evaluation.metrics(ladder, judged, diagnosed)
+    cuts, of_cuts = read_table(THRESHOLDS, digest)
+    if of_cuts["student"] != file_digest(STUDENT) or list(cuts["class"]) != classes:
+        raise UserError(f"{THRESHOLDS.path} is of another classifier: run `dvc repro`")
+    called = evaluation.called(scores["student"], cuts, judged["test"])
+    metrics = evaluation.metrics(ladder, judged, diagnosed) | called.figures
 
     results = job.staging / RESULTS
     results.mkdir(parents=True)
     (results / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     for name, table in {
         "ladder": ladder,
-        "per_class": evaluation.per_class(bias, scores, judged),
+        "per_class": evaluation.per_class(bias, scores, judged).join(called.per_class),
         "precision_recall": evaluation.precision_recall(scores, judged["test"]),
         "training": training_history(),
     }.items():
@@ -126,39 +126,13 @@ def predictions(
         if list(config.classes) != classes:
             raise UserError(f"{path} has other classes than the labels: run `dvc repro`")
         where, wanted = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index)
-        seen = first_features(*where, weights, config.size, wanted, digest)
-        if config.boost == 1 and seen is not None:
-            weight, bias = weights["head.weight"].flatten(1), weights["head.bias"]
-            logits = [torch.from_numpy(both[:, 0]) @ weight.T + bias for both in seen]
-            said[key] = torch.cat(logits).sigmoid().numpy()
+        p = scores_of_features(*where, weights, config, wanted, digest)
+        if p is not None:
+            said[key] = p
     rows = usable(index)
     if len(said) < len(STUDENTS):
-        said = looked_at(job, rows, digest)
+        said = scores_of(job, STUDENTS, rows, digest)
     return {key: class_table(rows[["image_id"]], p, classes) for key, p in said.items()}
-
-
-def looked_at(job: Job, rows: pd.DataFrame, digest: str) -> dict[str, Floats]:
-    """Each student's probabilities (images, classes) of every image in `rows`, decoded once."""
-    where = device()
-    students = {key: Student.load(path, where, digest) for key, path in STUDENTS.items()}
-    student = students["student"]
-    size = student.config.size
-    batch = student.batch_size(size)
-
-    def score(blocks: list[range]) -> Iterator[Arrays]:
-        batches = (part for block in blocks for part in split_batches(block, batch))
-        views = load_global_views(rows, size, batches)
-        for block in blocks:
-            of_block: dict[str, list[torch.Tensor]] = {key: [] for key in students}
-            for _ in split_batches(block, batch):
-                some = next(views)
-                for key, student in students.items():
-                    of_block[key].append(student.scores(some))
-            yield {key: torch.cat(parts).cpu().numpy() for key, parts in of_block.items()}
-
-    called = rows["image_id"].iloc.__getitem__
-    scored = in_blocks(job, len(rows), block_size(where), "images", score, called)
-    return {key: np.concatenate(list(scored.of(key))) for key in students}
 
 
 def values_of_images(table: pd.DataFrame, ids: pd.Series) -> Floats:

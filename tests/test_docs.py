@@ -137,13 +137,6 @@ def test_the_parameters_of_the_documents_are_valid(block: str):
     parse_params(content)
 
 
-def test_the_parameters_for_a_laptop_take_the_place_of_whole_sections():
-    given = (ROOT / "docs/presets.md").read_text().partition("**On a laptop**")[2]
-    block = YAML(typ="safe").load(given.split("```yaml\n")[1].partition("```")[0])
-    assert len(block) == 4
-    parse_params(YAML(typ="safe").load(preset("folder")) | block)
-
-
 def test_the_readme_names_every_setting_of_the_machine():
     documented = set(re.findall(r"CCD_[A-Z_]+", machine.__doc__ or ""))
     assert documented == set(re.findall(r"^\| `(CCD_[A-Z_]+)`", README, flags=re.M))

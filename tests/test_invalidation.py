@@ -14,7 +14,8 @@ from tests.conftest import Project, edit_params
 from tests.declarations import leaves
 from tests.test_dvc_yaml import STAGES, paths, reaches
 
-LABELS = ["warmup", "cam_boxes", "local_clip", "fuse_labels", "train", "evaluate", "report"]
+LABELS = ["warmup", "cam_boxes", "local_clip", "fuse_labels", "train", "thresholds"]
+LABELS += ["evaluate", "report"]
 
 
 def rows() -> list[tuple[str, set[str]]]:

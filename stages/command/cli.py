@@ -62,11 +62,15 @@ def predict(
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="A class this probable is named.")
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0, max=1, help="Name a class this probable, instead of at its own cut."),
+    ] = None,
     top: Annotated[
         int, typer.Option(min=0, help="Name so many, the likeliest, however probable.")
     ] = 0,
+    calibrate: Annotated[
+        bool, typer.Option(help="Make the student's scores probabilities; else as it says them.")
+    ] = True,
     student: Annotated[
         Path, typer.Option(help="The classifier's weights; their .json lies beside them.")
     ] = Path("data/classifier/student.safetensors"),
@@ -83,11 +87,14 @@ def predict(
     if output is not None and not output.parent.is_dir():
         _fail(f"{output}: there is no folder {output.parent}", code=2)
     try:
-        from stages.command.predict import content, images_in, named
+        from stages.command.predict import content, cuts_for, images_in, named
         from stages.command.predict import predict as predict_images
 
-        table = predict_images(images_in(paths), student, max_pixels)
-        table.insert(3, "labels", named(table, threshold, top))
+        images = images_in(paths)
+        cuts = cuts_for(student) if calibrate else None
+        table = predict_images(images, student, max_pixels, cuts)
+        own = 0.5 if cuts is None else cuts.threshold
+        table.insert(3, "labels", named(table, own if threshold is None else threshold, top))
         if output is None:
             sys.stdout.write(content(table, form).decode())
         elif output.exists() and not output.is_file():  # a pipe, say
@@ -115,17 +122,26 @@ def preset(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="paper (its text), official (its script) or recommended (this project's; default)."
+            help="paper (its text), official (its script), recommended (default), laptop, instant"
         ),
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file instead.")
+    ] = None,
 ) -> None:
-    """Print a params.yaml: `ccd preset voc12 --recipe paper > params.yaml`."""
+    """Print a params.yaml: `ccd preset voc12 --recipe paper -o params.yaml`."""
     from stages.command.preset import preset as text_of
 
     try:
-        sys.stdout.write(text_of(dataset, recipe))
+        text = text_of(dataset, recipe)
+        if output is None:
+            sys.stdout.write(text)
+        else:
+            output.write_text(text, encoding="utf-8")
     except UserError as error:
         _fail(str(error), code=2)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
 
 
 @app.command()

@@ -6,21 +6,27 @@ import io
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from stages.artifacts import THRESHOLDS
 from stages.images.crops import DETAIL, squash, stack_views
 from stages.images.decode import BadImage, decode, read_regular
 from stages.images.prefetch import split_batches
+from stages.method.cuts import Cuts, calibrated
 from stages.models.device import device
 from stages.models.student import Student
 from stages.runtime.errors import UserError, clean
 from stages.runtime.progress import meter, warn
+from stages.runtime.types import Floats
 from stages.sources.folder import in_words, photographs
 from stages.sources.photograph import Photograph, is_formula, printable
+from stages.storage.provenance import file_digest
+from stages.storage.tables import read_table
 
 STATED = ("image", "status", "error")  # of every image, before its probabilities
 MAX_PIXELS = 100_000_000  # as `source.max_pixels` is by default
@@ -42,10 +48,30 @@ def images_in(paths: Iterable[Path]) -> list[Photograph]:
     return photos
 
 
-def predict(images: list[Photograph], weights: Path, max_pixels: int = MAX_PIXELS) -> pd.DataFrame:
+def cuts_for(weights: Path) -> Cuts | None:
+    """The cuts that belong to this classifier, or None: they lie beside it, or where the stage
+    `thresholds` puts them.
+    """
+    for path in (weights.with_name(THRESHOLDS.path.name), THRESHOLDS.path):
+        if path.exists() and weights.exists():
+            table, note = read_table(replace(THRESHOLDS, path=path))
+            if note["student"] == file_digest(weights):
+                of = {name: table[name].to_numpy() for name in Cuts._fields}
+                return Cuts(**of)
+            warn(f"ccd predict: {path} is of another classifier and not used")
+    return None
+
+
+def predict(
+    images: list[Photograph],
+    weights: Path,
+    max_pixels: int = MAX_PIXELS,
+    cuts: Cuts | None = None,
+) -> pd.DataFrame:
     """One row an image: `image`, `status`, `error`, and a probability for each class.
 
-    An image that cannot be used has a status other than ok, the reason, and no probabilities.
+    They are calibrated by `cuts`, or as the student says them. An image that cannot be used has a
+    status other than ok, the reason, and no probabilities.
     """
     student = Student.load(weights, device())
     size, classes = student.config.size, student.config.classes
@@ -65,6 +91,8 @@ def predict(images: list[Photograph], weights: Path, max_pixels: int = MAX_PIXEL
             progress.advance(len(rows), failed=len(rows) - len(views))
     if "labels" in classes:
         raise UserError(f"{weights}: a column is called `labels`, so that no class can be here")
+    if cuts is not None:
+        probabilities = calibrated(probabilities, cuts.scale, cuts.offset).astype(np.float32)
     table = pd.DataFrame(states, columns=list(STATED[1:]))
     table.insert(0, "image", [photo.image_id for photo in images])
     return pd.concat([table, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
@@ -81,18 +109,19 @@ def read_view(photo: Photograph, size: int, max_pixels: int) -> Tensor:
     return squash(decode(content, max_pixels, enough=DETAIL * size), size)
 
 
-def named(table: pd.DataFrame, threshold: float, top: int) -> list[list[str]]:
+def named(table: pd.DataFrame, threshold: float | Floats, top: int = 0) -> list[list[str]]:
     """What to call each image of `predict`: its classes of at least that probability, the likeliest
     first; of `top` above 0 that many of the likeliest, whatever their probability.
 
-    Of an image that could not be used it is nothing.
+    threshold: one for all classes, or (classes,). Of an image that could not be used it is nothing.
     """
     p = table.iloc[:, len(STATED) :].to_numpy()
     classes = table.columns[len(STATED) :]
     order = np.argsort(-p, axis=1, kind="stable")[:, : top or None]
     usable = (table["status"] == "ok").to_numpy()
+    above = p >= threshold
     return [
-        [str(classes[c]) for c in row if usable[n] and (top or p[n, c] >= threshold)]
+        [str(classes[c]) for c in row if usable[n] and (top or above[n, c])]
         for n, row in enumerate(order)
     ]
 

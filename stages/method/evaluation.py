@@ -6,7 +6,7 @@ by split: `image_id` and a column a class, 0, 1, or NaN where a pair is not judg
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from stages.method.average_precision import (
     mean_average_precision,
     per_class_average_precision,
 )
+from stages.method.cuts import SHOWN, calibrated, calibration_error, f1_of_each
 from stages.method.debias import entropy
 from stages.method.metrics import Diagnostics, Metrics
 from stages.runtime.types import Booleans, Floats
@@ -88,6 +89,29 @@ def metrics(rungs: pd.DataFrame, judged: Tables, diagnosed: Diagnostics) -> Metr
         figures["label_micro_AP"] = _defined(labels["micro_AP"])
     figures["diagnostics"] = diagnosed
     return figures
+
+
+class Called(NamedTuple):
+    """What the student's cuts come to on test images: for the metrics, and class by class."""
+
+    figures: Metrics
+    per_class: pd.DataFrame
+
+
+def called(student: pd.DataFrame, cuts: pd.DataFrame, truth: pd.DataFrame) -> Called:
+    """The student's calls judged, at its cuts (a line a class) and at 1/2."""
+    known, p = align(student, truth)
+    probabilities = calibrated(p, *(cuts[of].to_numpy(np.float64) for of in ("scale", "offset")))
+    f1 = f1_of_each(known, probabilities >= cuts["threshold"].to_numpy())
+    columns = {"threshold": cuts["threshold"].round(4), "student_F1": np.round(100 * f1, 2)}
+    figures: Metrics = {}
+    if not np.isnan(f1).all():
+        half = f1_of_each(known, p >= SHOWN)
+        figures["F1"] = round(100 * float(np.nanmean(f1)), 2)
+        figures["F1_at_half"] = round(100 * float(np.nanmean(half)), 2)
+        figures["calibration_error"] = round(100 * calibration_error(known, probabilities), 2)
+        figures["calibration_error_as_trained"] = round(100 * calibration_error(known, p), 2)
+    return Called(figures, pd.DataFrame(columns))
 
 
 def _defined(figures: pd.Series) -> dict[str, float | None]:

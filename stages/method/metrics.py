@@ -27,6 +27,10 @@ class Metrics(TypedDict, total=False):
     teacher_mAP: float
     warmup_mAP: float
     classes_without_a_positive: int
+    F1: float  # mean over the classes, of the student's calls at its cuts
+    F1_at_half: float  # at 1/2 of its probabilities as they are
+    calibration_error: float  # of its calibrated probabilities, test images
+    calibration_error_as_trained: float
     label_mAP: dict[str, float | None]
     label_micro_AP: dict[str, float | None]
     diagnostics: Diagnostics

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from stages.models.backbones import BackboneConfig
+from stages.models.student import StudentConfig
 from stages.models.weights import load_weights
 from stages.runtime.errors import UserError
 from stages.runtime.types import Booleans, Floats
@@ -39,3 +41,24 @@ def first_features(
     if (of["student"], of["side"]) != (first.sha256, size):
         raise UserError(f"{features.path} is of another student: run `dvc repro`")
     return (stored["pooled"][part][wanted[part]] for part in parts_of(len(wanted)))
+
+
+def scores_of_features(
+    features: Store,
+    init: Path,
+    weights: dict[str, Tensor],
+    config: StudentConfig,
+    wanted: Booleans,
+    index: str,
+) -> Floats | None:
+    """A student's probabilities (images, classes) of the `wanted` of the index's rows.
+
+    None unless it is a plain head on the first weights' features; see `first_features`.
+    """
+    seen = first_features(features, init, weights, config.size, wanted, index)
+    if seen is None or config.boost != 1:
+        return None
+    weight, bias = weights["head.weight"].flatten(1), weights["head.bias"]
+    logits = [torch.from_numpy(both[:, 0]) @ weight.T + bias for both in seen]
+    said: Floats = torch.cat(logits).sigmoid().numpy()
+    return said

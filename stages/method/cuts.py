@@ -1,0 +1,97 @@
+"""From which score on a class is called, found without labels; not of the paper.
+
+A student's scores order images well, and are off as probabilities: soft labels of 2.8 classes an
+image teach it to say so, where 1.3 are there, and it reaches a half too seldom. So pseudo-labels of
+at least a half are taken for the truth; the student's logits are scaled and shifted, a class at a
+time, so that they make it likeliest (Platt 1999, whose labels are true ones), and the cut is where
+F1 is expected to be greatest by the probabilities that follow (Lewis 1995).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.method.closed_form import Doubles, calibrate
+from stages.runtime.types import Booleans, Floats
+
+SHOWN = 0.5  # a class of a pseudo-label at least this large is taken to be on the image
+BINS = 10  # of probabilities, where they are compared with the truth
+LEAST, MOST = 1e-7, 1 - 1e-7  # probabilities, before their logits are taken
+
+
+class Cuts(NamedTuple):
+    """Of each class (classes,): scale and offset of its logits, and the cut of what follows.
+
+    told_apart: whether the student's scores tell images with the class from others at all; where
+    they do not, nothing is changed, and the cut is a half.
+    """
+
+    scale: Doubles
+    offset: Doubles
+    threshold: Doubles
+    told_apart: Booleans
+
+
+def cuts_of(probabilities: Floats, labels: Floats) -> Cuts:
+    """The cuts that follow from what the student says of the training images.
+
+    probabilities, labels: the student's and the pseudo-labels, (images, classes) in [0, 1].
+    """
+    shown = labels >= SHOWN
+    by = calibrate(logits_of(probabilities), shown.astype(np.float32))
+    told_apart = shown.any(axis=0) & ~shown.all(axis=0) & (by.weight[:, 0] > 0)
+    scale = np.where(told_apart, by.weight[:, 0], 1.0)
+    offset = np.where(told_apart, by.bias, 0.0)
+    p = calibrated(probabilities, scale, offset)
+    threshold = np.array([greatest_expected_f1(column) for column in p.T])
+    return Cuts(scale, offset, np.where(told_apart, threshold, 0.5), told_apart)
+
+
+def calibrated(probabilities: Floats | Doubles, scale: Doubles, offset: Doubles) -> Doubles:
+    """The probabilities whose logits are scaled and shifted, class by class."""
+    p: Doubles = 1 / (1 + np.exp(-(scale * logits_of(probabilities) + offset)))
+    return p
+
+
+def logits_of(probabilities: Floats | Doubles) -> Doubles:
+    """Their logits, in double precision, none infinite."""
+    p = np.clip(probabilities.astype(np.float64), LEAST, MOST)
+    logits: Doubles = np.log(p / (1 - p))
+    return logits
+
+
+def greatest_expected_f1(probabilities: Doubles) -> float:
+    """The cut of one class: the least probability that is called.
+
+    probabilities: (images,). Calling the k likeliest is expected to be right sum(p_1..p_k) times,
+    so that F1 is about 2 sum(p_1..p_k) / (k + sum(p)).
+    """
+    p = np.sort(probabilities)[::-1]
+    f1 = 2 * np.cumsum(p) / (np.arange(len(p)) + 1 + p.sum())
+    return float(p[f1.argmax()]) if len(p) else 0.5
+
+
+def f1_of_each(truth: Floats, called: Booleans) -> Doubles:
+    """F1 of each class (classes,); NaN where no image is known to show it.
+
+    truth: (images, classes), 1 or 0, or NaN where a pair is not judged.
+    """
+    judged = ~np.isnan(truth)
+    right = (called & (truth > 0)).sum(axis=0)
+    positives, calls = (truth > 0).sum(axis=0), (called & judged).sum(axis=0)
+    f1 = 2 * right / np.maximum(positives + calls, 1)
+    return np.where(positives > 0, f1, np.nan)
+
+
+def calibration_error(truth: Floats, probabilities: Floats | Doubles) -> float:
+    """How far probabilities are from the share that is true, on average over all judged pairs.
+
+    The expected calibration error of ten bins of equal width (Guo et al. 2017).
+    """
+    judged = ~np.isnan(truth)
+    p, shown = probabilities[judged], truth[judged] > 0
+    of_bin = np.minimum((p * BINS).astype(int), BINS - 1)
+    said, true = (np.bincount(of_bin, values, BINS) for values in (p, shown))
+    return float(np.abs(said - true).sum() / max(len(p), 1))
