@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -10,7 +12,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from stages.runtime.errors import UserError, clean
+from stages.runtime.publishing import write_whole
 
+STUDENT = Path("data/classifier/student.safetensors")
 app = typer.Typer(
     help="Annotation-free multi-label image classification. `dvc repro` runs the pipeline.",
     no_args_is_help=True,
@@ -73,7 +77,7 @@ def predict(
     ] = True,
     student: Annotated[
         Path, typer.Option(help="The classifier's weights; their .json lies beside them.")
-    ] = Path("data/classifier/student.safetensors"),
+    ] = STUDENT,
     max_pixels: Annotated[
         int, typer.Option(help="An image with more is not looked at, for want of memory.")
     ] = 100_000_000,
@@ -82,11 +86,9 @@ def predict(
     form = form or _format_of(output)
     if form is Format.parquet and output is None:
         _fail("parquet cannot be printed: give --output", code=2)
-    if output is not None and output.is_dir():
-        _fail(f"{output} is a folder: name a file in it", code=2)
-    if output is not None and not output.parent.is_dir():
-        _fail(f"{output}: there is no folder {output.parent}", code=2)
-    try:
+    if output is not None:
+        _must_be_a_place_for_a_file(output)
+    with _one_line():
         from stages.command.predict import content, cuts_for, images_in, named
         from stages.command.predict import predict as predict_images
 
@@ -97,20 +99,27 @@ def predict(
         table.insert(3, "labels", named(table, own if threshold is None else threshold, top))
         if output is None:
             sys.stdout.write(content(table, form).decode())
-        elif output.exists() and not output.is_file():  # a pipe, say
-            output.write_bytes(content(table, form))
         else:
-            beside = output.with_name(f".{output.name}.part")
-            beside.write_bytes(content(table, form))
-            beside.replace(output)
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
+            write_whole(output, content(table, form))
     failed = table["status"] != "ok"
     for row in table[failed].itertuples():
         typer.echo(clean(f"ccd: {row.image}: {row.status} ({row.error})"), err=True)
     raise typer.Exit(int(failed.any()))
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(help="The file to write, such as classifier.onnx.")],
+    student: Annotated[Path, typer.Option(help="As for `ccd predict`.")] = STUDENT,
+) -> None:
+    """Write the classifier as an ONNX file, with its names, cuts and normalisation inside."""
+    _must_be_a_place_for_a_file(output)
+    with _one_line():
+        from stages.command.export import export as exported
+        from stages.command.predict import cuts_for
+
+        write_whole(output, exported(student, cuts_for(student)))
+    typer.echo(clean(f"{output}: `images` in, `probabilities` out; its properties say the rest."))
 
 
 @app.command()
@@ -132,16 +141,12 @@ def preset(
     """Print a params.yaml: `ccd preset voc12 --recipe paper -o params.yaml`."""
     from stages.command.preset import preset as text_of
 
-    try:
+    with _one_line(code=2):
         text = text_of(dataset, recipe)
         if output is None:
             sys.stdout.write(text)
         else:
-            output.write_text(text, encoding="utf-8")
-    except UserError as error:
-        _fail(str(error), code=2)
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
+            write_whole(output, text.encode())
 
 
 @app.command()
@@ -160,12 +165,8 @@ def init(
     """Make a project for a folder of photographs, beside which nothing is written."""
     from stages.command.init import init as make
 
-    try:
+    with _one_line():
         found, params = make(place, images, classes, labels, recipe, settings or [])
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
     held_out = params.source.test_folder
     typer.echo(clean(f"{place}: {found} photographs (those below {held_out}/ are for testing)."))
     typer.echo(clean(f"params.yaml there has every setting. Now `cd {place} && dvc repro`."))
@@ -176,12 +177,8 @@ def update() -> None:
     """Take up the installed version in a project that `ccd init` made; say what will run again."""
     from stages.command.init import update as take_up
 
-    try:
+    with _one_line():
         changed = take_up()
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
     rerun = f"the code of {', '.join(changed)} is another" if changed else "no stage's code changed"
     typer.echo(f"code.yaml is of the installed version: {rerun}. `dvc status` has what that means.")
 
@@ -195,14 +192,12 @@ def fetch(
     from stages.command.fetch import DATA_SETS, description
     from stages.command.fetch import fetch as fetch_data_set
 
-    try:
+    with _one_line():
         typer.echo(description(dataset))
         if yes:
             fetch_data_set(dataset, typer.echo)
         elif DATA_SETS[dataset].archives:
             typer.echo(f"Nothing was downloaded. `ccd fetch {dataset} --yes` does it.")
-    except UserError as error:
-        _fail(str(error))
 
 
 @app.command()
@@ -214,11 +209,9 @@ def ladder() -> None:
     from stages.artifacts import DOUBTS, REPORT, RESULTS
     from stages.storage.tables import read_csv
 
-    try:
+    with _one_line():
         rungs = read_csv(RESULTS / "ladder.csv")
         doubts = read_csv(DOUBTS)
-    except UserError as error:
-        _fail(str(error))
     table = Table("judged on", "images", "what", "mAP", "micro-AP", box=None)
     for rung in rungs.to_dict("records"):
         figures = [
@@ -239,10 +232,8 @@ def check() -> None:
     from stages.artifacts import DOUBTS
     from stages.storage.tables import read_csv
 
-    try:
+    with _one_line():
         doubts = read_csv(DOUBTS)
-    except UserError as error:
-        _fail(str(error))
     for line in _doubts(doubts):
         typer.echo(line)
     if len(doubts):
@@ -255,12 +246,8 @@ def again() -> None:
     """Let the next `dvc repro` update the labels once more, by the classifier of the last run."""
     from stages.command.again import again as begin_again
 
-    try:
+    with _one_line():
         place = begin_again()
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
     typer.echo(f"The last run's classifier is kept in {place}, and params.yaml begins with it: its")
     typer.echo("maps say where to look, and the training goes on from it. Now run `dvc repro`.")
 
@@ -278,6 +265,24 @@ def _format_of(output: Path | None) -> Format:
         names = ".json, .csv, .parquet or .txt"
         _fail(f"{output}: give --format, or a name that ends in {names}", code=2)
     return known[output.suffix]
+
+
+@contextmanager
+def _one_line(code: int = 1) -> Iterator[None]:
+    """What goes wrong for a reason that the user can mend is said in one line."""
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error), code)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}")
+
+
+def _must_be_a_place_for_a_file(path: Path) -> None:
+    if path.is_dir():
+        _fail(f"{path} is a folder: name a file in it", code=2)
+    if not path.parent.is_dir():
+        _fail(f"{path}: there is no folder {path.parent}", code=2)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

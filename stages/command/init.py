@@ -26,6 +26,7 @@ from stages.runtime.errors import UserError
 from stages.runtime.fingerprint import DVC_FILE
 from stages.runtime.params import Params
 from stages.runtime.params_file import PARAMS_FILE, edit_params, parse_params, read_yaml
+from stages.runtime.publishing import write_whole
 from stages.sources.class_list import class_list
 from stages.sources.folder import photographs
 
@@ -170,7 +171,7 @@ def update() -> list[str]:
     beside = Path(f"{DVC_FILE}.new")
     if code.get(PIPELINE) != _digest(installed):
         if _digest(DVC_FILE.read_bytes()) == code.get(PIPELINE):
-            _replace(DVC_FILE, installed)
+            write_whole(DVC_FILE, installed)
         elif not beside.exists() or beside.read_bytes() != installed:
             beside.write_bytes(installed)
             raise UserError(
@@ -180,7 +181,7 @@ def update() -> list[str]:
     beside.unlink(missing_ok=True)
     text = code_text(TEMPLATE / "pipeline.yaml")
     changed = [s for s, digest in YAML(typ="safe").load(text).items() if code.get(s) != digest]
-    _replace(CODE_FILE, text.encode())
+    write_whole(CODE_FILE, text.encode())
     return [stage for stage in changed if stage != PIPELINE]
 
 
@@ -195,12 +196,6 @@ def code_text(declared: Path) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 def _run(command: list[str], root: Path) -> None:

@@ -3,8 +3,8 @@
 A student's scores order images well, and are off as probabilities: soft labels of 2.8 classes an
 image teach it to say so, where 1.3 are there, and it reaches a half too seldom. So pseudo-labels of
 at least a half are taken for the truth; the student's logits are scaled and shifted, a class at a
-time, so that they make it likeliest (Platt 1999, whose labels are true ones), and the cut is where
-F1 is expected to be greatest by the probabilities that follow (Lewis 1995).
+time, so that they make it likeliest (Platt 1999, whose labels are true ones), and the cut calls a
+class as often as the probabilities that follow expect it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def cuts_of(probabilities: Floats, labels: Floats) -> Cuts:
     scale = np.where(told_apart, by.weight[:, 0], 1.0)
     offset = np.where(told_apart, by.bias, 0.0)
     p = calibrated(probabilities, scale, offset)
-    threshold = np.array([greatest_expected_f1(column) for column in p.T])
+    threshold = np.array([expected_share(column) for column in p.T])
     return Cuts(scale, offset, np.where(told_apart, threshold, 0.5), told_apart)
 
 
@@ -62,15 +62,17 @@ def logits_of(probabilities: Floats | Doubles) -> Doubles:
     return logits
 
 
-def greatest_expected_f1(probabilities: Doubles) -> float:
-    """The cut of one class: the least probability that is called.
+def expected_share(probabilities: Doubles) -> float:
+    """The cut of one class that calls as many of the images as are expected to show it.
 
-    probabilities: (images,). Calling the k likeliest is expected to be right sum(p_1..p_k) times,
-    so that F1 is about 2 sum(p_1..p_k) / (k + sum(p)).
+    probabilities: (images,), whose sum that is. Precision and recall are expected to be equal
+    there. It lies halfway to the next probability, so that the last bits decide nothing.
     """
     p = np.sort(probabilities)[::-1]
-    f1 = 2 * np.cumsum(p) / (np.arange(len(p)) + 1 + p.sum())
-    return float(p[f1.argmax()]) if len(p) else 0.5
+    if len(p) < 2:
+        return 0.5
+    called = int(np.clip(round(p.sum()), 1, len(p) - 1))
+    return float((p[called - 1] + p[called]) / 2)
 
 
 def f1_of_each(truth: Floats, called: Booleans) -> Doubles:

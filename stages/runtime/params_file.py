@@ -6,6 +6,7 @@ The file is read as YAML 1.2, as DVC reads it: `1e-5` is a number in both.
 from __future__ import annotations
 
 import difflib
+import io
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.runtime.errors import UserError
 from stages.runtime.params import Params
+from stages.runtime.publishing import write_whole
 
 PARAMS_FILE = Path("params.yaml")
 Sections = TypeVar("Sections", bound=BaseModel)
@@ -71,9 +73,9 @@ def edit_params(path: Path, changes: Mapping[str, object]) -> None:
         if name not in place:
             raise KeyError(f"{path} has no {key}")
         place[name] = value
-    beside = path.with_name(f".{path.name}.new")
-    yaml.dump(content, beside)
-    beside.replace(path)
+    text = io.BytesIO()
+    yaml.dump(content, text)
+    write_whole(path, text.getvalue())
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:

@@ -68,6 +68,20 @@ def publish(staging: Path, outs: tuple[str, ...]) -> None:
         raise
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is the old one or the new one, whenever it is read."""
+    if path.exists() and not path.is_file():  # a pipe, say
+        path.write_bytes(content)
+        return
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def _sync(top: Path) -> None:
     for path in [top, *sorted(top.rglob("*"))]:
         if path.is_file():
