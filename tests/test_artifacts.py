@@ -253,7 +253,7 @@ def test_a_student_of_another_index_is_refused(project: Project):
 
 def test_every_table_opens_in_pandas_with_its_columns(finished: Project):
     tables = [a for a in vars(artifacts).values() if isinstance(a, artifacts.Table)]
-    assert len(tables) == 10
+    assert len(tables) == 11
     for table in tables:
         frame = pd.read_parquet(finished / str(table.path))
         classes = MINI_CLASSES if table.per_class else ()

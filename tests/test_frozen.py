@@ -28,6 +28,7 @@ AFTER = (
     "local_clip",
     "fuse_labels",
     "train",
+    "thresholds",
     "evaluate",
 )
 
@@ -128,10 +129,10 @@ def test_features_of_another_student_are_refused(instant: Project):
 
 
 def test_a_head_on_stored_features_waits_for_no_library_of_networks(instant: Project):
-    for stage in AFTER[:-2]:
+    for stage in AFTER[:-3]:
         instant.stage(stage)
     cold = as_ordinary_processes(instant)
-    for stage in ("warmup", "train", "evaluate"):
+    for stage in ("warmup", "train", "thresholds", "evaluate"):
         imported = cold.run("python", "-X", "importtime", "-m", f"stages.{stage}").stderr
         assert " torch\n" in imported
         assert not re.search(r"\| +(timm|torchvision|open_clip)$", imported, flags=re.M), stage

@@ -53,7 +53,7 @@ def test_a_damaged_artifact_is_refused_or_changes_nothing(
 ):
     if dep == "data/student_features.zarr":  # read where nothing is trained
         project.set(**FROZEN)
-        for before in ("student_features", "warmup", "train", "evaluate"):
+        for before in ("student_features", "warmup", "train", "thresholds", "evaluate"):
             project.stage(before)
     expected, refused = outputs(project, stage), 0
     whole = project / dep
