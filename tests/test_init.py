@@ -43,7 +43,7 @@ def made(made_once: Path, tmp_path: Path) -> Path:
 
 def init(place: Path, photos: Path, classes: str, *words: str):
     given = ["--images", str(photos), "--classes", classes, *words]
-    return CliRunner().invoke(app, ["init", str(place), *given])
+    return CliRunner().invoke(app, ["init", str(place), "--no-doctor", *given])
 
 
 def content(path: Path) -> dict:
@@ -80,7 +80,9 @@ def test_from_the_wheel_alone_it_is_three_commands_to_names(
     ccd = ("python", "-m", "stages.command.cli")
     where = ("--images", str(laid_out / "photos"), "--classes", str(laid_out / "classes.txt"))
     of_photos = {f: f.stat().st_mtime_ns for f in (laid_out / "photos").rglob("*")}
-    outside.run(*ccd, "init", "mine", *where, "--labels", str(laid_out / "truth.csv"), *words)
+    words += ["--labels", str(laid_out / "truth.csv")]
+    said = outside.run(*ccd, "init", "mine", *where, *words).stdout
+    assert "time: about" in said
     mine = Project(tmp_path / "mine", outside.environment)
     assert "report" in mine.repro()
     named = mine.run(*ccd, "predict", str(laid_out / "photos/test")).stdout
@@ -174,7 +176,7 @@ def test_what_cannot_be_made_leaves_nothing_behind(
     (tmp_path / "full/own").write_text("mine")
     monkeypatch.chdir(tmp_path)
     words, why = BAD[case]
-    done = CliRunner().invoke(app, ["init", *words(photos)])
+    done = CliRunner().invoke(app, ["init", "--no-doctor", *words(photos)])
     assert done.exit_code == 1, done.output
     assert why in done.stderr
     assert len(done.stderr.splitlines()) == 1

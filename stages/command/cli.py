@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from stages.runtime.errors import UserError, clean
+from stages.command import cli_project
+from stages.command.ending import fail, one_line
+from stages.runtime.errors import clean
 from stages.runtime.publishing import write_whole
 
 STUDENT = Path("data/classifier/student.safetensors")
@@ -21,6 +21,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+for command in (cli_project.init, cli_project.doctor, cli_project.update):
+    app.command()(command)
 
 
 class Format(StrEnum):
@@ -85,10 +89,10 @@ def predict(
     """Name what is on images, with the trained student alone."""
     form = form or _format_of(output)
     if form is Format.parquet and output is None:
-        _fail("parquet cannot be printed: give --output", code=2)
+        fail("parquet cannot be printed: give --output", code=2)
     if output is not None:
         _must_be_a_place_for_a_file(output)
-    with _one_line():
+    with one_line():
         from stages.command.predict import content, cuts_for, images_in, named
         from stages.command.predict import predict as predict_images
 
@@ -114,7 +118,7 @@ def export(
 ) -> None:
     """Write the classifier as an ONNX file, with its names, cuts and normalisation inside."""
     _must_be_a_place_for_a_file(output)
-    with _one_line():
+    with one_line():
         from stages.command.export import export as exported
         from stages.command.predict import cuts_for
 
@@ -141,46 +145,12 @@ def preset(
     """Print a params.yaml: `ccd preset voc12 --recipe paper -o params.yaml`."""
     from stages.command.preset import preset as text_of
 
-    with _one_line(code=2):
+    with one_line(code=2):
         text = text_of(dataset, recipe)
         if output is None:
             sys.stdout.write(text)
         else:
             write_whole(output, text.encode())
-
-
-@app.command()
-def init(
-    place: Annotated[Path, typer.Argument(help="A new folder, for the project.")],
-    images: Annotated[Path, typer.Option(help="The folder of your photographs; it stays there.")],
-    classes: Annotated[str, typer.Option(help="A text file, one a line; or names by comma.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="For evaluation alone: a .csv, .txt or .json.")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Of `ccd preset folder`.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A parameter: key=value. Repeatable.")
-    ] = None,
-) -> None:
-    """Make a project for a folder of photographs, beside which nothing is written."""
-    from stages.command.init import init as make
-
-    with _one_line():
-        found, params = make(place, images, classes, labels, recipe, settings or [])
-    held_out = params.source.test_folder
-    typer.echo(clean(f"{place}: {found} photographs (those below {held_out}/ are for testing)."))
-    typer.echo(clean(f"params.yaml there has every setting. Now `cd {place} && dvc repro`."))
-
-
-@app.command()
-def update() -> None:
-    """Take up the installed version in a project that `ccd init` made; say what will run again."""
-    from stages.command.init import update as take_up
-
-    with _one_line():
-        changed = take_up()
-    rerun = f"the code of {', '.join(changed)} is another" if changed else "no stage's code changed"
-    typer.echo(f"code.yaml is of the installed version: {rerun}. `dvc status` has what that means.")
 
 
 @app.command()
@@ -192,7 +162,7 @@ def fetch(
     from stages.command.fetch import DATA_SETS, description
     from stages.command.fetch import fetch as fetch_data_set
 
-    with _one_line():
+    with one_line():
         typer.echo(description(dataset))
         if yes:
             fetch_data_set(dataset, typer.echo)
@@ -209,7 +179,7 @@ def ladder() -> None:
     from stages.artifacts import DOUBTS, REPORT, RESULTS
     from stages.storage.tables import read_csv
 
-    with _one_line():
+    with one_line():
         rungs = read_csv(RESULTS / "ladder.csv")
         doubts = read_csv(DOUBTS)
     table = Table("judged on", "images", "what", "mAP", "micro-AP", box=None)
@@ -232,7 +202,7 @@ def check() -> None:
     from stages.artifacts import DOUBTS
     from stages.storage.tables import read_csv
 
-    with _one_line():
+    with one_line():
         doubts = read_csv(DOUBTS)
     for line in _doubts(doubts):
         typer.echo(line)
@@ -246,7 +216,7 @@ def again() -> None:
     """Let the next `dvc repro` update the labels once more, by the classifier of the last run."""
     from stages.command.again import again as begin_again
 
-    with _one_line():
+    with one_line():
         place = begin_again()
     typer.echo(f"The last run's classifier is kept in {place}, and params.yaml begins with it: its")
     typer.echo("maps say where to look, and the training goes on from it. Now run `dvc repro`.")
@@ -263,31 +233,15 @@ def _format_of(output: Path | None) -> Format:
     known = {f".{form}": form for form in Format} | {".txt": Format.text}
     if output.suffix not in known:
         names = ".json, .csv, .parquet or .txt"
-        _fail(f"{output}: give --format, or a name that ends in {names}", code=2)
+        fail(f"{output}: give --format, or a name that ends in {names}", code=2)
     return known[output.suffix]
-
-
-@contextmanager
-def _one_line(code: int = 1) -> Iterator[None]:
-    """What goes wrong for a reason that the user can mend is said in one line."""
-    try:
-        yield
-    except UserError as error:
-        _fail(str(error), code)
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
 
 
 def _must_be_a_place_for_a_file(path: Path) -> None:
     if path.is_dir():
-        _fail(f"{path} is a folder: name a file in it", code=2)
+        fail(f"{path} is a folder: name a file in it", code=2)
     if not path.parent.is_dir():
-        _fail(f"{path}: there is no folder {path.parent}", code=2)
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(clean(f"ccd: {message}"), err=True)
-    raise typer.Exit(code)
+        fail(f"{path}: there is no folder {path.parent}", code=2)
 
 
 if __name__ == "__main__":

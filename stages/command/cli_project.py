@@ -1,0 +1,77 @@
+"""The commands of a project as a whole: `ccd init`, `ccd doctor`, `ccd update`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages.command.ending import one_line
+from stages.runtime.errors import clean
+
+SECONDS = 10.0  # that a measurement takes
+
+
+def init(
+    place: Annotated[Path, typer.Argument(help="A new folder, for the project.")],
+    images: Annotated[Path, typer.Option(help="The folder of your photographs; it stays there.")],
+    classes: Annotated[str, typer.Option(help="A text file, one a line; or names by comma.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="For evaluation alone: a .csv, .txt or .json.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Of `ccd preset folder`.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A parameter: key=value. Repeatable.")
+    ] = None,
+    examined: Annotated[
+        bool, typer.Option("--doctor/--no-doctor", help="Then do what `ccd doctor` does there.")
+    ] = True,
+) -> None:
+    """Make a project for a folder of photographs, beside which nothing is written."""
+    from stages.command.init import init as make
+
+    with one_line():
+        found, params = make(place, images, classes, labels, recipe, settings or [])
+    held_out = params.source.test_folder
+    typer.echo(clean(f"{place}: {found} photographs (those below {held_out}/ are for testing)."))
+    typer.echo(clean(f"params.yaml there has every setting. Now `cd {place} && dvc repro`."))
+    if examined:
+        os.chdir(place)
+        _say_what_speaks_against_it(SECONDS)
+
+
+def update() -> None:
+    """Take up the installed version in a project that `ccd init` made; say what will run again."""
+    from stages.command.init import update as take_up
+
+    with one_line():
+        changed = take_up()
+    rerun = f"the code of {', '.join(changed)} is another" if changed else "no stage's code changed"
+    typer.echo(f"code.yaml is of the installed version: {rerun}. `dvc status` has what that means.")
+
+
+def doctor(
+    seconds: Annotated[
+        float, typer.Option(min=0, help="To measure in how long a run would take; 0: not at all.")
+    ] = SECONDS,
+) -> None:
+    """Say whether a run can work here, and how long it would take; exit 1 if something is wrong."""
+    raise typer.Exit(int(_say_what_speaks_against_it(seconds)))
+
+
+def _say_what_speaks_against_it(seconds: float) -> bool:
+    """A line a finding; whether there is something to do."""
+    from stages.command.doctor import examine
+    from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
+
+    wrong = False
+    with one_line():
+        for finding in examine(parse_params(read_yaml(PARAMS_FILE)), seconds):
+            line = f"{'!' if finding.remedy else ' '} {finding.what}: {finding.found}"
+            typer.echo(clean(line))
+            if finding.remedy:
+                typer.echo(clean(f"    {finding.remedy}"))
+                wrong = True
+    return wrong
