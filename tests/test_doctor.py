@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.command.doctor import Size, examine, hours_of, of_settings, steps_of
+from stages.command.doctor import examine, of_settings, steps_of
+from stages.command.estimate import Size, hours_of
 from stages.command.preset import preset
 from stages.runtime.params import Params
 from stages.runtime.params_file import edit_params, parse_params, read_yaml
@@ -45,12 +46,16 @@ def test_a_training_of_few_steps_is_named_and_more_of_them_are_not(tmp_path: Pat
     assert not named(params_of(tmp_path, optimiser__epoch_steps=50), few)
 
 
+def test_one_class_cannot_be_told_from_nothing(tmp_path: Path):
+    assert named(params_of(tmp_path), Size(5000, 5000, 1)) == {"classes"}
+
+
 def test_twice_the_views_and_the_epochs_take_longer(
     finished: Project, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(finished.root)
     given = parse_params(read_yaml(Path("params.yaml")))
-    monkeypatch.setattr("stages.command.doctor.usual_time", lambda work, seconds: 1.0)
+    monkeypatch.setattr("stages.command.estimate.usual_time", lambda work, seconds: 1.0)
     hours, views = hours_of(given, Size(32, 24, 4), 0.0)
     assert views == 48
     more = given.model_copy(update={"train": given.train.model_copy(update={"epochs": 10})})

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from stages.runtime.code import ROOT
 from tests.conftest import MINI_CLASSES, Project
@@ -28,7 +29,11 @@ def exported(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_it_says_what_predict_says_of_every_photograph(finished: Project, exported: Path):
     """By the lines of the README, in a process that has no torch."""
-    finished.run("ccd", "predict", "photos", "-o", f"{exported.parent}/said.parquet")
+    seen = Image.open(finished / "photos/test/00000.jpg").convert("RGBA")
+    seen.putalpha(Image.linear_gradient("L").resize(seen.size))
+    seen.save(exported.parent / "seen through.png")
+    photos = ("photos", f"{exported.parent}/seen through.png")
+    finished.run("ccd", "predict", *photos, "-o", f"{exported.parent}/said.parquet")
     said = pd.read_parquet(exported.parent / "said.parquet")
     said = said[said["status"] == "ok"]
     dump = "\nimport sys; np.save('found.npy', probabilities); assert 'torch' not in sys.modules\n"

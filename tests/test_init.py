@@ -110,6 +110,21 @@ def test_in_a_repository_no_other_is_made(photos: Path, tmp_path: Path):
     assert init(tmp_path / "mine", photos, "a,b").exit_code == 0
     assert not (tmp_path / "mine/.git").exists()
     assert (tmp_path / "mine/.dvc/config").is_file()
+    status = ["git", "status", "--porcelain"]
+    done = subprocess.run(status, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "?? mine/\n"
+
+
+def test_an_empty_folder_becomes_the_project_though_it_is_where_one_is(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert init(Path(), photos, ",".join(f"class {n}" for n in range(99))).exit_code == 0
+    assert len(Path("classes.txt").read_text().splitlines()) == 99
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["link", "mine"]
+    assert "is there already" in init(tmp_path / "link", photos, "a,b").stderr
 
 
 BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
@@ -155,7 +170,15 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "no such section": (
         lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "labelz.floor=1"],
-        "labelz",
+        "--set: params.yaml has no labelz.floor",
+    ),
+    "a parameter below a parameter": (
+        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "seed.x=1"],
+        "--set: params.yaml has no seed.x",
+    ),
+    "a day that is none": (
+        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "seed=2024-02-30"],
+        "--set: '2024-02-30', the value of seed, is not valid YAML",
     ),
     "a parameter without a value": (
         lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "seed"],
@@ -226,7 +249,13 @@ def test_an_edited_pipeline_is_not_overwritten(made: Path, monkeypatch: pytest.M
         update()
     assert (made / "dvc.yaml").read_text() == edited
     assert (made / "dvc.yaml.new").read_text() == old
-    update()  # they have been brought together
+    with pytest.raises(UserError, match=r"was edited.*dvc.yaml.new"):
+        update()  # nothing was done about it
+    (made / "dvc.yaml").write_text("stages: {}\n")
+    with pytest.raises(UserError, match=r"was edited.*dvc.yaml.new"):
+        update()  # stages are missing
+    (made / "dvc.yaml").write_text(edited)  # they have been brought together
+    update()
     assert (made / "dvc.yaml").read_text() == edited
     assert not (made / "dvc.yaml.new").exists()
     assert update() == []

@@ -72,6 +72,17 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(project: Project):
     assert not list(project.root.glob(".out.csv*"))
 
 
+def test_what_is_no_file_is_written_as_it_stands(project: Project):
+    (project / "link.csv").symlink_to("out.csv")
+    ccd(project, "predict", "photos/test/00000.jpg", "-o", "link.csv")
+    assert (project / "link.csv").is_symlink()
+    assert pd.read_csv(project / "out.csv")["status"].tolist() == ["ok"]
+    words = ("photos/test/00000.jpg", "-f", "csv", "-o", "/dev/full")
+    done = ccd(project, "predict", *words, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("\nccd: /dev/full: No space left on device\n")
+
+
 def test_a_bad_image_is_named_and_the_others_are_predicted(project: Project):
     (project / "bad.jpg").write_text("nothing")
     done = ccd(project, "predict", "bad.jpg", "photos/test/00000.jpg", check=False)

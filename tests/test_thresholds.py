@@ -138,3 +138,4 @@ def test_predict_calls_classes_at_their_cuts(project: Project):
     other = ("photos/test/00000.jpg", "--student", "elsewhere/student.safetensors")
     said = project.run("ccd", "predict", *other).stderr
     assert "data/thresholds.parquet is of another classifier and not used" in said
+    assert "cut at 1/2, not calibrated" in said

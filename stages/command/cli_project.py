@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,8 @@ def init(
     typer.echo(clean(f"params.yaml there has every setting. Now `cd {place} && dvc repro`."))
     if examined:
         os.chdir(place)
-        _say_what_speaks_against_it(SECONDS)
+        with suppress(typer.Exit):  # the project is made, whatever is said of it
+            _say_what_speaks_against_it(SECONDS)
 
 
 def update() -> None:

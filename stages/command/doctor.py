@@ -6,32 +6,24 @@ networks of `params.yaml`, with random weights, for some seconds on this machine
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import open_clip
 import torch
 
-from stages.images.normalise import IMAGENET_MEAN, IMAGENET_STD
-from stages.models.backbones import BackboneConfig, Tower
+from stages.command.estimate import Size, hours_of
 from stages.models.device import device
-from stages.models.student import StudentConfig, build_student
-from stages.models.teacher import CONFIG, TeacherConfig, empty_model
-from stages.runtime.errors import UserError
 from stages.runtime.params import NONE, Params
 from stages.sources.class_list import class_list
 from stages.sources.folder import photographs
 
 FEW_STEPS = 100  # of training, in all
 LONG = 12.0  # hours
-LOCAL = 0.75  # of a square's pixels that a local view of kept aspect has, about
 EMBEDDING = 8192  # bytes a view: embedding, scores, box
 
 
@@ -41,14 +33,6 @@ class Finding(NamedTuple):
     what: str
     found: str
     remedy: str = ""
-
-
-class Size(NamedTuple):
-    """Images in all, images to train on, and classes."""
-
-    images: int
-    training: int
-    classes: int
 
 
 def examine(params: Params, seconds: float) -> Iterator[Finding]:
@@ -78,6 +62,10 @@ def of_machine() -> Finding:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     free = shutil.disk_usage(".").free / 2**30
+    if shutil.which("python") is None:
+        return Finding(
+            "machine", "no `python` on PATH, which dvc.yaml calls", "activate the environment"
+        )
     return Finding(
         "machine",
         f"{where}, {cores} cores, {memory:.0f} GiB of memory, {free:.0f} GiB free on this disk",
@@ -98,6 +86,13 @@ def of_settings(params: Params, size: Size) -> Iterator[Finding]:
     """What cannot work with so many images and classes."""
     limit, unit = params.bias.entropy_limit, params.bias.entropy_unit
     most = math.log(max(size.classes, 2)) if unit == "nats" else 1.0
+    if size.classes < 2:
+        yield Finding(
+            "classes",
+            "one, of which CLIP cannot say how likely it is: its probabilities are of several",
+            "name some that it is not, such as what else the photographs show",
+        )
+        return
     if params.bias.debias and limit >= most:
         yield Finding(
             "bias.entropy_limit",
@@ -159,8 +154,8 @@ def kept_of_tag(config: dict[str, str]) -> bool:
     """Whether open_clip has fetched what a tag names."""
     from huggingface_hub import try_to_load_from_cache
 
-    repository = config.get("hf_hub", "").strip("/")
-    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    repository, file = os.path.split(config.get("hf_hub", ""))
+    names = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     if repository and any(
         isinstance(try_to_load_from_cache(repository, name), str) for name in names
     ):
@@ -184,12 +179,23 @@ def of_student(params: Params) -> Finding:
             f"{given.arch} of {given.checkpoint}, which is {'there' if there else 'not there'}",
             "" if there else "put it there, or name another in student.checkpoint",
         )
-    return Finding("student", f"{given.arch}, weights {given.weights}")
+    fetched = given.weights.startswith("IMAGENET") or given.weights == "published"
+    how = "; `dvc repro weights` fetches them if they are not here" if fetched else ""
+    return Finding("student", f"{given.arch}, weights {given.weights}{how}")
 
 
 def of_time(params: Params, size: Size, seconds: float) -> Finding:
     """How long the networks take for all images, as measured in that many seconds."""
-    hours, views = hours_of(params, size, seconds)
+    try:
+        hours, views = hours_of(params, size, seconds)
+    except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are of the latter
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        return Finding(
+            "time",
+            "not measured: the networks do not fit into this memory",
+            "take smaller views or networks, as recipe laptop has them",
+        )
     room = (size.images + views) * EMBEDDING / 2**30
     shown = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     return Finding(
@@ -198,84 +204,3 @@ def of_time(params: Params, size: Size, seconds: float) -> Finding:
         "beside weights",
         "" if hours < LONG else "see docs/presets.md: recipe laptop, or instant; or a GPU",
     )
-
-
-def hours_of(params: Params, size: Size, seconds: float) -> tuple[float, float]:
-    """Hours of a whole run of networks, and how many local views it looks at."""
-    where = device()
-    of_pixel = seconds_a_pixel(params, where, seconds / 2)
-    of_image = seconds_an_image(params, where, seconds / 2)
-    views = size.training * params.cam_boxes.mean_views
-    whole, local = params.global_clip.view_size**2, LOCAL * params.local_clip.view_size**2
-    looking = of_pixel * (size.images * whole + views * local)
-    optimiser, train = params.optimiser, params.train
-    epoch = max(size.training, optimiser.epoch_steps * optimiser.batch)
-    passes = params.warmup.epochs + (2 if train.consistency else 1) * train.epochs
-    larger = (params.cam_boxes.input_size / params.student.input_size) ** 2
-    forward = size.training * (larger + 1) + 2 * size.images  # maps, cuts, evaluation
-    learning = of_image * (epoch * passes + forward / 3)
-    return (looking + learning) / 3600, views
-
-
-def seconds_a_pixel(params: Params, where: str, seconds: float) -> float:
-    """That the teacher takes, with random weights, at the size it was made for."""
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip reports how it builds a model
-    given = params.teacher
-    name = f"local-dir:{given.checkpoint}" if given.model == "local-dir" else given.model
-    if given.model == "local-dir" and not (Path(given.checkpoint) / CONFIG).is_file():
-        raise UserError(f"teacher.checkpoint in params.yaml: {given.checkpoint} has no {CONFIG}")
-    if given.model != "local-dir" and open_clip.get_model_config(given.model) is None:
-        raise UserError(f"teacher.model in params.yaml: open_clip knows no {given.model!r}")
-    tower = empty_model(name, where).visual
-    native = tower.image_size
-    side = native if isinstance(native, int) else native[0]
-    pixels = torch.zeros(2, 3, side, side, device=where)
-    with torch.inference_mode():
-        return usual_time(lambda: tower(pixels), seconds) / 2 / side**2
-
-
-def seconds_an_image(params: Params, where: str, seconds: float) -> float:
-    """That a pass of the student's training takes, with random weights."""
-    config = student_of(params)
-    student = build_student(config).to(where).train()
-    images = min(params.optimiser.batch, 8)
-    batch = torch.zeros(images, 3, config.size, config.size, dtype=torch.uint8).to(where)
-    return usual_time(lambda: student(batch).mean().backward(), seconds) / images
-
-
-def student_of(params: Params) -> StudentConfig:
-    """A student as `params.yaml` has it, of two classes."""
-    given, tower = params.student, None
-    if given.arch == "teacher_tower":
-        folder = Path(params.teacher.checkpoint)
-        shape = (
-            TeacherConfig.read(folder).model_cfg.vision_cfg
-            if params.teacher.model == "local-dir"
-            else open_clip.get_model_config(params.teacher.model)["vision_cfg"]
-        )
-        tower = Tower.model_validate(shape)
-    backbone = BackboneConfig(
-        arch=given.arch,
-        output_stride=given.output_stride,
-        weights="random",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        tower=tower,
-    )
-    how = {"batch_norm": "batch", "boost": 1.0, "head": "library", "precision": "float32"}
-    more = {"size": given.input_size, "classes": ("a", "b")}
-    return StudentConfig.model_validate(backbone.model_dump() | how | more)
-
-
-def usual_time(work: Callable[[], object], seconds: float) -> float:
-    """Seconds that it takes, the median of as many times as fit, after one that does not count."""
-    work()
-    taken: list[float] = []
-    begin = time.perf_counter()
-    while not taken or time.perf_counter() - begin < seconds:
-        before = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - before)
-    return float(np.median(taken))

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from stages.runtime.errors import UserError, clean
+from stages.runtime.errors import UserError, clean, reason
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def one_line(code: int = 1) -> Iterator[None]:
     except UserError as error:
         fail(str(error), code)
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
+        fail(f"{error.filename}: {error.strerror}" if error.filename else reason(error))
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

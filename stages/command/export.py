@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.method.cuts import Cuts
+from stages.method.cuts import MOST, Cuts
+from stages.method.cuts import logits_of as logits_of_probabilities
 from stages.models.engine import OPSET, must_be_installed, unprinted
 from stages.models.student import Student, logits_of
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, ours, reason
 
 CLOSE = 1e-4  # of probabilities
+FINITE = float(logits_of_probabilities(np.array([MOST]))[0])  # the greatest that cuts know of
 ABOUT = (
     "images: whole photographs, resized to size x size, uint8, RGB, (n, size, size, 3). "
     "probabilities: (n, classes). A class is called where it reaches its threshold."
@@ -38,8 +40,8 @@ class Deployed(nn.Module):
         classes = len(student.config.classes)
         scale = np.ones(classes) if cuts is None else cuts.scale
         offset = np.zeros(classes) if cuts is None else cuts.offset
-        self.register_buffer("scale", torch.from_numpy(np.asarray(scale, np.float32)))
-        self.register_buffer("offset", torch.from_numpy(np.asarray(offset, np.float32)))
+        self.register_buffer("scale", torch.tensor(scale.tolist()))
+        self.register_buffer("offset", torch.tensor(offset.tolist()))
         config = student.config
         self.register_buffer("mean", 255 * torch.tensor(config.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(config.std).view(1, 3, 1, 1))
@@ -47,7 +49,7 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(n, classes) of uint8 images (n, size, size, 3)."""
         views = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        logits = logits_of(self.student.class_activation_maps(views))
+        logits = logits_of(self.student.class_activation_maps(views)).clamp(-FINITE, FINITE)
         return (logits * self.scale + self.offset).sigmoid()
 
 
@@ -59,6 +61,8 @@ def export(weights: Path, cuts: Cuts | None) -> bytes:
     """
     must_be_installed("ccd export")
     student = Student.load(weights, "cpu")
+    if student.config.arch.startswith("vit_"):  # the grid of its positions is computed, not traced
+        raise UserError(f"ccd export: {student.config.arch} cannot be exported")
     student.backbone.float()
     size, classes = student.config.size, student.config.classes
     deployed = Deployed(student, cuts).eval()
@@ -66,19 +70,29 @@ def export(weights: Path, cuts: Cuts | None) -> bytes:
     images = torch.randint(0, 256, (3, size, size, 3), dtype=torch.uint8, generator=generator)
     content = io.BytesIO()
     call: Any = torch.onnx.export  # untyped
-    with warnings.catch_warnings(), unprinted(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with torch.no_grad():
         expected = deployed(images)
-        call(
-            deployed,
-            (images[:2],),
-            content,
-            input_names=["images"],
-            output_names=["probabilities"],
-            dynamic_axes={"images": {0: "n"}, "probabilities": {0: "n"}},
-            opset_version=OPSET,
-            dynamo=False,
-        )
+    try:
+        with warnings.catch_warnings(), unprinted(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            call(
+                deployed,
+                (images[:2],),
+                content,
+                input_names=["images"],
+                output_names=["probabilities"],
+                dynamic_axes={"images": {0: "n"}, "probabilities": {0: "n"}},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # the exporter has many of its own
+        if ours(error):
+            raise
+        raise UserError(
+            f"ccd export: {student.config.arch} cannot be exported: {reason(error)}"
+        ) from None
     thresholds = [0.5] * len(classes) if cuts is None else cuts.threshold.tolist()
     said = with_notes(
         content.getvalue(),

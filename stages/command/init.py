@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.command.preset import preset
 from stages.runtime.code import CODE_FILE, digest_of
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, reason
 from stages.runtime.fingerprint import DVC_FILE
 from stages.runtime.params import Params
 from stages.runtime.params_file import PARAMS_FILE, edit_params, parse_params, read_yaml
@@ -34,6 +33,10 @@ TEMPLATE = Path(__file__).parent / "project"
 PIPELINE = "pipeline"  # what code.yaml calls the digest of dvc.yaml
 CLASSES, PHOTOS = "classes.txt", "data/photos"
 PATHS = ("teacher.checkpoint", "student.checkpoint", "cam_boxes.boxes")
+OF_DVC = {
+    ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n",
+    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+}
 CODE_ABOVE = "# Which code made the results: `ccd update` writes it. DVC reads it as parameters.\n"
 
 
@@ -61,17 +64,27 @@ def init(
         )
     if labels is not None and not labels.exists():
         raise UserError(f"--labels: {labels} is not there")
-    if not place.parent.is_dir():
+    target = place.resolve()
+    if not target.parent.is_dir():
         raise UserError(f"{place.parent} is no folder")
     found, _ = photographs(str(images), "", key="--images")
-    making = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        making = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{place}: {error.strerror}") from None
     try:
         params = lay_out(making, images, classes, labels, recipe, settings)
         set_up_versions(making)
-        making.chmod(0o755)
-        making.rename(place)
+        if target.exists():  # it may be where the user's shell is
+            for own in making.iterdir():
+                own.rename(target / own.name)
+        else:
+            making.chmod(0o755)
+            making.rename(target)
     except UserError as error:
         raise UserError(str(error).replace(str(making), str(place))) from None
+    except OSError as error:
+        raise UserError(f"{place}: {error.strerror}") from None
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return len(found), params
@@ -100,10 +113,9 @@ def lay_out(
     looks = read_yaml(root / PARAMS_FILE)["cam_boxes"]
     if looks["views"] == "cam":  # more would leave nothing to choose
         changes["cam_boxes.mean_views"] = min(looks["mean_views"], max(1.0, len(known) / 2))
-    try:
-        edit_params(root / PARAMS_FILE, changes | parsed(settings))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"--set: {str(error.args[0]).replace(f'{root}/', '')}") from None
+    changes |= parsed(settings)
+    must_be_known(read_yaml(root / PARAMS_FILE), changes)
+    edit_params(root / PARAMS_FILE, changes)
     params = parse_params(read_yaml(root / PARAMS_FILE))
     shutil.copyfile(TEMPLATE / "pipeline.yaml", root / DVC_FILE)
     (root / CODE_FILE).write_text(code_text(root / DVC_FILE), encoding="utf-8")
@@ -111,14 +123,23 @@ def lay_out(
     return params
 
 
+def must_be_known(params: Any, changes: dict[str, object]) -> None:
+    """Raise `UserError` for a dotted key that the content of `params.yaml` has not."""
+    for key in changes:
+        place = params
+        for part in key.split("."):
+            if not isinstance(place, dict) or part not in place:
+                raise UserError(f"--set: {PARAMS_FILE} has no {key}")
+            place = place[part]
+
+
 def names_in(classes: str) -> str:
     """The text of a list of class names: of a file, or of names by comma."""
-    path = Path(classes)
-    if path.is_file():
+    if os.path.isfile(classes):  # of names by comma a path may not even be asked
         try:
-            return path.read_text(encoding="utf-8-sig")
+            return Path(classes).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--classes: {path}: {error}") from None
+            raise UserError(f"--classes: {classes}: {reason(error)}") from None
     if "," not in classes:
         raise UserError(f"--classes: {classes} is no file; names are given by comma: cat,dog")
     return "".join(f"{name.strip()}\n" for name in classes.split(",") if name.strip())
@@ -133,30 +154,29 @@ def parsed(settings: list[str]) -> dict[str, object]:
             raise UserError(f"--set: {setting!r} is not of the form key=value")
         try:
             value = YAML(typ="safe", pure=True).load(text)
-        except YAMLError:
+        except (YAMLError, ValueError):
             raise UserError(f"--set: {text!r}, the value of {key}, is not valid YAML") from None
         if key in PATHS and isinstance(value, str) and Path(value).exists():
             value = str(Path(value).resolve())
         changes[key] = value
+    if "teacher.checkpoint" in changes:  # one of both is given
+        changes.setdefault("teacher.pretrained", "none")
     return changes
 
 
 def set_up_versions(root: Path) -> None:
-    """Put a folder under git, unless it lies in a repository, and under DVC."""
-    scm: list[str] = []
-    if shutil.which("git") is None:
-        scm = ["--no-scm"]
-    elif subprocess.run(
-        ["git", "rev-parse", "--is-inside-work-tree"], cwd=root, capture_output=True, check=False
-    ).returncode:
-        _run(["git", "init", "-q"], root)
-    else:
-        scm = ["--subdir"]
-    dvc = [sys.executable, "-m", "dvc"]
-    _run([*dvc, "init", "-q", *scm], root)
-    for key in ("core.analytics", "core.check_update"):
-        _run([*dvc, "config", key, "false"], root)
+    """Put a folder under DVC, and under git unless it lies in a repository or there is no git."""
+    for name, text in OF_DVC.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
     shutil.copyfile(TEMPLATE / "dvcignore", root / ".dvcignore")
+    if shutil.which("git") is None:
+        with (root / ".dvc/config").open("a") as config:
+            config.write("    no_scm = true\n")
+        return
+    inside = ["git", "rev-parse", "--is-inside-work-tree"]
+    if subprocess.run(inside, cwd=root, capture_output=True, check=False).returncode:
+        subprocess.run(["git", "init", "-q"], cwd=root, check=True)
 
 
 def update() -> list[str]:
@@ -166,14 +186,18 @@ def update() -> list[str]:
     """
     if not CODE_FILE.exists():
         raise UserError(f"{CODE_FILE} is not here: `ccd update` is for what `ccd init` made")
-    code: Mapping[str, Any] = read_yaml(CODE_FILE) or {}
+    code = read_yaml(CODE_FILE) or {}
+    if not isinstance(code, dict):
+        raise UserError(
+            f"{CODE_FILE} is no list of stages with their digests: delete what is in it"
+        )
     installed = (TEMPLATE / "pipeline.yaml").read_bytes()
-    beside = Path(f"{DVC_FILE}.new")
-    if code.get(PIPELINE) != _digest(installed):
-        if _digest(DVC_FILE.read_bytes()) == code.get(PIPELINE):
+    own, beside = DVC_FILE.read_bytes(), Path(f"{DVC_FILE}.new")
+    if code.get(PIPELINE) != _digest(installed) and own != installed:
+        if _digest(own) == code.get(PIPELINE):
             write_whole(DVC_FILE, installed)
-        elif not beside.exists() or beside.read_bytes() != installed:
-            beside.write_bytes(installed)
+        elif not _brought_together(beside, installed):
+            write_whole(beside, installed)
             raise UserError(
                 f"{DVC_FILE} was edited, and the installed version has another, now in {beside}: "
                 f"bring into {DVC_FILE} what is new there, and run `ccd update` again"
@@ -194,11 +218,13 @@ def code_text(declared: Path) -> str:
     return text.getvalue()
 
 
+def _brought_together(beside: Path, installed: bytes) -> bool:
+    """Whether `dvc.yaml` was edited after it was laid beside, and has every stage of it."""
+    if not beside.exists() or beside.read_bytes() != installed:
+        return False
+    wanted, there = (set(read_yaml(file)["stages"]) for file in (beside, DVC_FILE))
+    return wanted <= there and DVC_FILE.stat().st_mtime_ns > beside.stat().st_mtime_ns
+
+
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _run(command: list[str], root: Path) -> None:
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{' '.join(command[-3:])}: {' '.join(done.stderr.split())[-300:]}")

@@ -40,7 +40,8 @@ def images_in(paths: Iterable[Path]) -> list[Photograph]:
             below, others = photographs(str(path), "", key="ccd predict")
             if others:
                 warn(f"ccd predict: passed over in {path}: {in_words(others)}")
-            photos += [photo._replace(image_id=photo.path) for photo in below]
+            named_so = (printable(os.fsencode(photo.path)) for photo in below)
+            photos += [p._replace(image_id=n) for p, n in zip(below, named_so, strict=True)]
         elif path.exists():
             photos.append(Photograph(printable(os.fsencode(path)), str(path), "", ""))
         else:
@@ -52,13 +53,16 @@ def cuts_for(weights: Path) -> Cuts | None:
     """The cuts that belong to this classifier, or None: they lie beside it, or where the stage
     `thresholds` puts them.
     """
+    if not weights.exists():
+        return None
     for path in (weights.with_name(THRESHOLDS.path.name), THRESHOLDS.path):
-        if path.exists() and weights.exists():
+        if path.exists():
             table, note = read_table(replace(THRESHOLDS, path=path))
             if note["student"] == file_digest(weights):
                 of = {name: table[name].to_numpy() for name in Cuts._fields}
                 return Cuts(**of)
-            warn(f"ccd predict: {path} is of another classifier and not used")
+            warn(f"ccd: {path} is of another classifier and not used")
+    warn(f"ccd: no {THRESHOLDS.path.name} for this classifier: cut at 1/2, not calibrated")
     return None
 
 

@@ -26,7 +26,10 @@ def must_be_installed(stage: str) -> None:
 
     DVC would take the result for that of the code that it says.
     """
-    if CODE_FILE.exists() and (read_yaml(CODE_FILE) or {}).get(stage) != digest_of(stage):
+    if not CODE_FILE.exists():
+        return
+    said = read_yaml(CODE_FILE)
+    if not isinstance(said, dict) or said.get(stage) != digest_of(stage):
         raise UserError(
             f"{CODE_FILE} is of another version of ccd-pipeline than the one installed: "
             "`ccd update` takes up the one installed, and says what will run again"

@@ -69,17 +69,22 @@ def publish(staging: Path, outs: tuple[str, ...]) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is the old one or the new one, whenever it is read."""
-    if path.exists() and not path.is_file():  # a pipe, say
-        path.write_bytes(content)
-        return
-    beside = path.with_name(f".{path.name}.new")
+    """Write a file that is the old one or the new one, whenever it is read.
+
+    What a link leads to, or a device, is written as it stands.
+    """
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # as /dev/stdout
+            path.write_bytes(content)
+            return
+        beside = path.with_name(f".{path.name}.new")
+        try:
+            beside.write_bytes(content)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _sync(top: Path) -> None:
