@@ -31,7 +31,7 @@ quick: $(VENV)/installed-dev
 	pytest -n auto -m "not pipeline and not slow and not long"
 
 faults: $(VENV)/installed-dev
-	pytest -n auto --dist loadgroup tests/faults
+	pytest -n auto --dist loadgroup $(ONLY) tests/faults
 
 deps: $(VENV)/installed
 	python -m stages.command.deps
