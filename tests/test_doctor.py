@@ -83,6 +83,7 @@ def test_a_project_that_is_fit_to_run_is_said_to_be(finished: Project):
             "open_clip has no 'best' of 'RN50'",
         ),
         ({"source__root": "gone"}, "gone is no folder"),
+        ({"student__weights": "checkpoint", "student__checkpoint": "gone"}, "gone is not there"),
         ({"seed": -1}, "`seed` is -1"),
     ],
 )

@@ -6,7 +6,6 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 
 from stages.command.cli import app
 from stages.command.init import update
-from stages.runtime.code import ROOT, digest_of, must_be_installed
+from stages.runtime.code import ROOT, digest_of, must_be_the_code_said
 from stages.runtime.errors import UserError
 from tests.conftest import MINI, MINI_CLASSES, Project
 
@@ -101,6 +100,17 @@ def test_the_photographs_stay_where_they_are(made: Path, photos: Path):
     assert "photos" not in done.stdout
 
 
+@pytest.mark.parametrize("suffix", ["csv", "txt", "json"])
+def test_a_users_labels_are_no_part_of_the_project(photos: Path, tmp_path: Path, suffix: str):
+    own = tmp_path / f"own.{suffix}"
+    own.write_text("mine")
+    done = init(tmp_path / "mine", photos, "a,b", "--labels", str(own))
+    assert done.exit_code == 0, done.output
+    status = ["git", "status", "--porcelain", "-uall"]
+    said = subprocess.run(status, cwd=tmp_path / "mine", capture_output=True, text=True, check=True)
+    assert "labels" not in said.stdout
+
+
 def test_of_few_classes_no_more_than_half_get_a_view(made: Path):
     assert content(made / "params.yaml")["cam_boxes"]["mean_views"] == 2.0
 
@@ -127,67 +137,41 @@ def test_an_empty_folder_becomes_the_project_though_it_is_where_one_is(
     assert "is there already" in init(tmp_path / "link", photos, "a,b").stderr
 
 
-BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+USUAL = "mine --images PHOTOS --classes a,b"
+BAD = {  # what is typed, and what is said
     "a folder with something in it": (
-        lambda p: ["full", "--images", str(p), "--classes", "a,b"],
+        "full --images PHOTOS --classes a,b",
         "full is there already",
     ),
-    "a file": (
-        lambda p: ["full/own", "--images", str(p), "--classes", "a,b"],
-        "is there already",
-    ),
-    "no folder around": (
-        lambda p: ["gone/mine", "--images", str(p), "--classes", "a,b"],
-        "gone is no folder",
-    ),
-    "no photographs": (
-        lambda p: ["mine", "--images", "full", "--classes", "a,b"],
-        "full",
-    ),
+    "a file": ("full/own --images PHOTOS --classes a,b", "is there already"),
+    "no folder around": ("gone/mine --images PHOTOS --classes a,b", "gone is no folder"),
+    "no photographs": ("mine --images full --classes a,b", "full"),
     "no such folder of photographs": (
-        lambda p: ["mine", "--images", "gone", "--classes", "a,b"],
+        "mine --images gone --classes a,b",
         "--images: gone is no folder",
     ),
     "no such file of classes": (
-        lambda p: ["mine", "--images", str(p), "--classes", "gone.txt"],
+        "mine --images PHOTOS --classes gone.txt",
         "--classes: gone.txt is no file",
     ),
     "a class twice": (
-        lambda p: ["mine", "--images", str(p), "--classes", "a,a"],
+        "mine --images PHOTOS --classes a,a",
         "mine/classes.txt names the class 'a' twice",
     ),
-    "no such labels": (
-        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--labels", "gone.csv"],
-        "--labels: gone.csv is not there",
-    ),
-    "no such recipe": (
-        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--recipe", "best"],
-        "no recipe 'best'",
-    ),
-    "no such parameter": (
-        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "seeds=1"],
-        "--set: params.yaml has no seeds",
-    ),
-    "no such section": (
-        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "labelz.floor=1"],
-        "--set: params.yaml has no labelz.floor",
-    ),
+    "no such labels": (f"{USUAL} --labels gone.csv", "--labels: gone.csv is not there"),
+    "no such recipe": (f"{USUAL} --recipe best", "no recipe 'best'"),
+    "no such parameter": (f"{USUAL} --set seeds=1", "--set: params.yaml has no seeds"),
+    "no such section": (f"{USUAL} --set labelz.floor=1", "--set: params.yaml has no labelz.floor"),
     "a parameter below a parameter": (
-        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "seed.x=1"],
+        f"{USUAL} --set seed.x=1",
         "--set: params.yaml has no seed.x",
     ),
     "a day that is none": (
-        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "seed=2024-02-30"],
+        f"{USUAL} --set seed=2024-02-30",
         "--set: '2024-02-30', the value of seed, is not valid YAML",
     ),
-    "a parameter without a value": (
-        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "seed"],
-        "'seed' is not of the form key=value",
-    ),
-    "a value that cannot be": (
-        lambda p: ["mine", "--images", str(p), "--classes", "a,b", "--set", "seed=-1"],
-        "params.yaml: `seed` is -1",
-    ),
+    "a parameter without a value": (f"{USUAL} --set seed", "'seed' is not of the form key=value"),
+    "a value that cannot be": (f"{USUAL} --set seed=-1", "params.yaml: `seed` is -1"),
 }
 
 
@@ -198,8 +182,9 @@ def test_what_cannot_be_made_leaves_nothing_behind(
     (tmp_path / "full").mkdir()
     (tmp_path / "full/own").write_text("mine")
     monkeypatch.chdir(tmp_path)
-    words, why = BAD[case]
-    done = CliRunner().invoke(app, ["init", "--no-doctor", *words(photos)])
+    typed, why = BAD[case]
+    words = typed.replace("PHOTOS", str(photos)).split()
+    done = CliRunner().invoke(app, ["init", "--no-doctor", *words])
     assert done.exit_code == 1, done.output
     assert why in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -222,7 +207,7 @@ def of_another_version(project: Path, stage: str) -> None:
 
 def test_no_stage_runs_with_another_code_than_is_said(made: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(made)
-    must_be_installed("bias")
+    must_be_the_code_said("bias")
     of_another_version(made, "bias")
     done = subprocess.run(
         [sys.executable, "-m", "stages.bias"], capture_output=True, text=True, check=False
@@ -234,7 +219,7 @@ def test_no_stage_runs_with_another_code_than_is_said(made: Path, monkeypatch: p
         .invoke(app, ["update"])
         .stdout.startswith("code.yaml is of the installed version: the code of bias is another")
     )
-    must_be_installed("bias")
+    must_be_the_code_said("bias")
     assert update() == []
 
 

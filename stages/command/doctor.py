@@ -127,12 +127,7 @@ def of_teacher(params: Params) -> Finding:
     """Whether its weights are on this machine."""
     given = params.teacher
     if given.checkpoint != NONE:
-        there = Path(given.checkpoint).exists()
-        return Finding(
-            "teacher",
-            f"{given.checkpoint} is {'there' if there else 'not there'}",
-            "" if there else "put it there, or name another in teacher.checkpoint",
-        )
+        return of_file("teacher", given.checkpoint)
     config = open_clip.get_pretrained_cfg(given.model, given.pretrained)
     if not config:
         return Finding(
@@ -148,6 +143,14 @@ def of_teacher(params: Params) -> Finding:
         "without network: fetch it on another machine, copy the file, and name it in "
         f"teacher.checkpoint, with teacher.pretrained: none ({origin_of(config)})",
     )
+
+
+def of_file(section: str, checkpoint: str) -> Finding:
+    """Whether the weights that a section of `params.yaml` names are there."""
+    if Path(checkpoint).exists():
+        return Finding(section, f"{checkpoint} is there")
+    remedy = f"put it there, or name another in {section}.checkpoint"
+    return Finding(section, f"{checkpoint} is not there", remedy)
 
 
 def kept_of_tag(config: dict[str, str]) -> bool:
@@ -173,12 +176,7 @@ def of_student(params: Params) -> Finding:
     """What its first weights are, and whether a file of them is there."""
     given = params.student
     if given.checkpoint != NONE:
-        there = Path(given.checkpoint).exists()
-        return Finding(
-            "student",
-            f"{given.arch} of {given.checkpoint}, which is {'there' if there else 'not there'}",
-            "" if there else "put it there, or name another in student.checkpoint",
-        )
+        return of_file("student", given.checkpoint)
     fetched = given.weights.startswith("IMAGENET") or given.weights == "published"
     how = "; `dvc repro weights` fetches them if they are not here" if fetched else ""
     return Finding("student", f"{given.arch}, weights {given.weights}{how}")

@@ -55,8 +55,11 @@ def seconds_a_pixel(params: Params, where: str, seconds: float) -> float:
     name = f"local-dir:{given.checkpoint}" if given.model == "local-dir" else given.model
     if given.model == "local-dir" and not (Path(given.checkpoint) / CONFIG).is_file():
         raise UserError(f"teacher.checkpoint in params.yaml: {given.checkpoint} has no {CONFIG}")
-    if given.model != "local-dir" and open_clip.get_model_config(given.model) is None:
+    known = {} if given.model == "local-dir" else open_clip.get_model_config(given.model)
+    if known is None:
         raise UserError(f"teacher.model in params.yaml: open_clip knows no {given.model!r}")
+    if "hf_model_name" in known.get("text_cfg", {}):  # it would be fetched
+        raise UserError(f"teacher.model in params.yaml: {given.model} has a text encoder of others")
     tower = empty_model(name, where).visual
     native = tower.image_size
     side = native if isinstance(native, int) else native[0]

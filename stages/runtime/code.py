@@ -21,7 +21,7 @@ OWN = ("stages", "demo", "experiments")  # packages whose imports are followed
 CODE_FILE = Path("code.yaml")
 
 
-def must_be_installed(stage: str) -> None:
+def must_be_the_code_said(stage: str) -> None:
     """Refuse to run another code than `code.yaml` says, where there is one.
 
     DVC would take the result for that of the code that it says.

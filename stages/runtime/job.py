@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from stages.runtime import ranks
-from stages.runtime.code import must_be_installed
+from stages.runtime.code import must_be_the_code_said
 from stages.runtime.errors import Interrupted, UserError, reason
 from stages.runtime.fingerprint import Declaration, declaration, fingerprint
 from stages.runtime.params import Params
@@ -139,7 +139,7 @@ def execute(
     raw = read_yaml(PARAMS_FILE)
     params = parse_params(raw)
     declared = declare(raw)
-    must_be_installed(stage)
+    must_be_the_code_said(stage)
     try:
         with lock(HOME / stage) if ranks.place().rank == 0 else nullcontext():
             job = Job(stage, fingerprint(declared, raw))
