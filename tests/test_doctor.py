@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from stages.command.doctor import examine, of_settings, steps_of
 from stages.command.estimate import Size, hours_of
 from stages.command.preset import preset
+from stages.runtime.errors import UserError
 from stages.runtime.params import Params
 from stages.runtime.params_file import edit_params, parse_params, read_yaml
 from tests.conftest import Project
@@ -48,6 +49,16 @@ def test_a_training_of_few_steps_is_named_and_more_of_them_are_not(tmp_path: Pat
 
 def test_one_class_cannot_be_told_from_nothing(tmp_path: Path):
     assert named(params_of(tmp_path), Size(5000, 5000, 1)) == {"classes"}
+
+
+def test_a_text_encoder_that_would_be_fetched_is_refused(tmp_path: Path):
+    given = params_of(
+        tmp_path,
+        teacher__model="xlm-roberta-base-ViT-B-32",
+        teacher__pretrained="laion5b_s13b_b90k",
+    )
+    with pytest.raises(UserError, match="text encoder of others"):
+        hours_of(given, Size(10, 10, 4), 0.0)
 
 
 def test_twice_the_views_and_the_epochs_take_longer(
