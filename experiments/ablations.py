@@ -161,7 +161,6 @@ def ablations(params: Params) -> dict[str, Ablation]:
                     "cam_boxes.mirror": True,
                 },
                 "maps by LayerCAM": {"cam_boxes.map": "layercam"},
-                "consistency with a mean student": {"train.average": 0.99},
                 "images and views of no class left out": {
                     "labels.none_entropy": 0.5,
                     "fuse_labels.no_view": "keep",

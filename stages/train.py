@@ -71,7 +71,6 @@ def run(params: Params, job: Job) -> None:
         params.train.stop_positive,
         params.train.consistency,
         params.train.jitter,
-        params.train.average,
     )
     check_sums(WARMUP_HISTORY.parent, WARMUP_HISTORY.name)
     warmed_up = read_csv(WARMUP_HISTORY)["exact_mAP"].tolist()

@@ -87,7 +87,6 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ("labels.slope", 1.0, INDEPENDENT, "bias", "data/initial_labels.parquet"),
     ("labels.cut", 1.0, INDEPENDENT, "bias", "data/initial_labels.parquet"),
     ("labels.none_entropy", 0.5, NOTHING, "bias", "data/initial_labels.parquet"),
-    ("train.average", 0.9, NOTHING, "train", "data/classifier/*"),
     ("local_clip.source", "resized", NOTHING, "local_clip", LOCAL),
     ("local_clip.aspect", "square", NOTHING, "local_clip", LOCAL),
     ("local_clip.rounding", "pixel", NOTHING, "local_clip", LOCAL),

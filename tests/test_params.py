@@ -117,7 +117,6 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
             {"labels__none_entropy": 0.5, "fuse_labels__no_view": "zeros"},
             "`labels.none_entropy` below 1 leaves views out",
         ),
-        ({"train__average": 1}, "`train.average` is 1"),
         ({"labels__cut": "bad"}, "`labels.cut` is 'bad'"),
         (
             {"student__weights": "classifier", "student__checkpoint": "data/classifier"},

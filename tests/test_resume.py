@@ -33,7 +33,7 @@ EPOCHS = ("warmup", "train")
 # blocks of a few images and single-threaded work, so that a run has many places to be killed at
 SMALL = {"CCD_BLOCK": "1", "CCD_BATCH": "1", "OMP_NUM_THREADS": "1"}
 LONG = {
-    "train__epochs": 8, "train__stop": "last_epoch", "train__average": 0.8, "warmup__epochs": 8,
+    "train__epochs": 8, "train__stop": "last_epoch", "warmup__epochs": 8,
 }  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 
 from stages.images.crops import DETAIL, squash
@@ -14,7 +13,6 @@ from stages.models.student import Student, StudentConfig, logits_of
 from stages.training.batches import Augmentation, Batch, shuffled_batches, training_views
 from stages.training.distributed import join
 from stages.training.network import forward_views, set_training_mode
-from tests.conftest import Project
 
 
 def test_an_images_views_follow_from_the_seed_and_its_row_alone():
@@ -88,24 +86,6 @@ def test_frozen_batch_norm_keeps_its_statistics_and_one_pass_is_as_two():
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(together, apart, strict=True))
     assert norm.num_batches_tracked == 0
     assert (norm.running_mean == 0).all()
-
-
-def test_the_mean_student_follows_by_its_decay_from_the_first_step(project: Project):
-    project.set(train__average=0.8, optimiser__batch=99, train__epochs=2, train__stop="last_epoch")
-    project.stage("warmup")
-    project.stage("train")
-    mean = load_file(project / "data/warmup/student.safetensors")
-    learned = [name for name in mean if mean[name].is_floating_point()]
-    assert len(learned) > 10
-    epochs = sorted((project / ".ccd/train").glob("*/epochs/*.safetensors"))
-    assert len(epochs) == 2
-    for file in epochs:  # of one step each
-        kept = load_file(file)
-        for name in learned:
-            found = kept[f"ema.module.{name}"]
-            expected = 0.8 * mean[name] + 0.2 * kept[f"weights.{name}"]
-            assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6), name
-            mean[name] = found
 
 
 def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path):

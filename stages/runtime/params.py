@@ -236,7 +236,6 @@ class Train(Section):
     head: LastHead
     sharpness: Positive
     consistency: Strength
-    average: Annotated[float, Field(ge=0, lt=1)]
     jitter: Jitter
     stop: Literal["first_local_minimum", "published", "last_epoch"]
     stop_positive: Share

@@ -35,7 +35,6 @@ from stages.training.batches import (
 )
 from stages.training.distributed import join, share, sum_over_ranks
 from stages.training.network import (
-    build_ema,
     build_optimiser,
     depends_on_batch,
     forward_views,
@@ -57,8 +56,7 @@ from stages.training.state import (
 class Recipe(NamedTuple):
     """What a training does. Without `consistency` no strong view is made.
 
-    positive: a label at least this large counts as one for the training mAP. average: the decay of
-    the mean student that consistency learns from; 0 for the student itself.
+    positive: a label at least this large counts as one for the training mAP.
     """
 
     epochs: int
@@ -67,7 +65,6 @@ class Recipe(NamedTuple):
     positive: float
     consistency: float = 0.0
     jitter: tuple[float, ...] = ()
-    average: float = 0.0
 
 
 class Trainer:
@@ -86,9 +83,6 @@ class Trainer:
         self.objective = objective.to(where)
         self.optimiser = build_optimiser(student, self.objective, recipe.optimiser)
         self.network, self.stepper = self.fabric.setup(student, self.optimiser)
-        self.ema = None
-        if recipe.average > 0 and recipe.consistency > 0:
-            self.ema = build_ema(student, recipe.average)
         self.history: History = []
 
     @property
@@ -134,8 +128,6 @@ class Trainer:
             return None
         self.student.load_state_dict(kept.weights)
         self.objective.load_state_dict(kept.objective)
-        if self.ema is not None:
-            self.ema.load_state_dict(kept.ema)
         self.history = list(kept.history)
         say(f"{self.job.stage}: resuming after epoch {epochs} of {self.recipe.epochs}")
         return kept
@@ -147,7 +139,6 @@ class Trainer:
             read_moments(self.optimiser, self.learned),
             list(self.history),
             copy_tensors(self.objective.state_dict()),
-            {} if self.ema is None else copy_tensors(self.ema.state_dict()),
         )
 
     def epoch(self, number: int, images: TrainingImages) -> EpochRecord:
@@ -209,8 +200,7 @@ class Trainer:
                 losses = torch.zeros(2, device=self.fabric.device)
                 losses[0] = self.objective(logits, rows[here], number)
                 if strong_logits is not None:
-                    taught_by = self._taught_by(logits, weak_views[here])
-                    losses[1] = consistency_loss(taught_by, strong_logits)
+                    losses[1] = consistency_loss(logits, strong_logits)
                 losses = losses * len(part)
                 loss = losses[0] + self.recipe.consistency * losses[1]  # Eq. 8
                 self.fabric.backward(loss * weight)
@@ -219,17 +209,7 @@ class Trainer:
             if not torch.isfinite(loss.detach()):
                 self._refuse(float(loss.detach()), batch)
         self.stepper.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.network.module)
         return totals, torch.cat(predicted)
-
-    def _taught_by(self, logits: Tensor, weak_views: Tensor) -> Tensor:
-        """The weak view's logits that the strong one should agree with."""
-        if self.ema is None:
-            return logits
-        with torch.no_grad(), self.fabric.autocast():
-            taught_by: Tensor = self.ema(weak_views)
-        return taught_by
 
     def _record(
         self, number: int, label_loss: float, consistency: float, predicted: Floats

@@ -1,4 +1,4 @@
-"""The student while it learns: its optimiser, its modes, its mean, and both views through it."""
+"""The student while it learns: its optimiser, its modes, and both views through it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages.method.objective import Objective
 from stages.models.student import Student
@@ -27,14 +26,6 @@ def build_optimiser(
             {"params": fast, "lr": settings.lr * settings.head_lr_factor},
         ]
     )
-
-
-def build_ema(student: Student, decay: float) -> AveragedModel:
-    """A running mean of the student's weights and statistics, which begins as its copy."""
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch left it untyped
-    ema = AveragedModel(student, multi_avg_fn=average, use_buffers=True).eval()
-    ema.n_averaged.fill_(1)  # it is a copy: the first step counts by the decay too
-    return ema
 
 
 def prepare_batch_norm(student: Student, ranks: int, device: str) -> None:

@@ -37,27 +37,25 @@ History = list[EpochRecord]
 class State(NamedTuple):
     """All that the next epoch starts from.
 
-    weights, and moments of Adam, by name; history: the epochs so far; objective: what it keeps;
-    ema: the mean student, if there is one.
+    weights, and moments of Adam, by name; history: the epochs so far; objective: what it keeps.
     """
 
     weights: Tensors
     moments: Tensors
     history: History
     objective: Tensors
-    ema: Tensors
 
 
 def first_state(weights: Tensors, moments: Tensors | None = None) -> State:
     """Before the first epoch."""
-    return State(weights, moments or {}, [], {}, {})
+    return State(weights, moments or {}, [], {})
 
 
 def save_checkpoint(job: Job, state: State) -> None:
     """Write the state after an epoch; the last but one before it is let go."""
     tensors = {
         f"{part}.{name}": value.contiguous()
-        for part in ("weights", "moments", "objective", "ema")
+        for part in ("weights", "moments", "objective")
         for name, value in getattr(state, part).items()
     }
     content = save(tensors, {"history": json.dumps(state.history)})
@@ -128,8 +126,8 @@ def _read(file: Path) -> State | None:
     size = int.from_bytes(content[:8], "little")  # of the header, as safetensors has it
     history: History = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["history"])
     tensors = load(content)
-    parts: dict[str, Tensors] = {"weights": {}, "moments": {}, "objective": {}, "ema": {}}
+    parts: dict[str, Tensors] = {"weights": {}, "moments": {}, "objective": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = value
-    return State(parts["weights"], parts["moments"], history, parts["objective"], parts["ema"])
+    return State(parts["weights"], parts["moments"], history, parts["objective"])
