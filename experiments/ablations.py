@@ -33,11 +33,6 @@ class Ablation(NamedTuple):
 
 BIASED: Changes = {"bias.debias": False, "fuse_labels.debias": False}
 UNDIVIDED: Changes = {"bias.entropy_limit": 1e-9}  # no image is so sure: every bias is 1
-INDEPENDENT: Changes = BIASED | {
-    "labels.form": "independent",
-    "labels.centre": "none",
-    "fuse_labels.no_view": "keep",
-}
 BY_GRADIENT: Changes = {"warmup.head": "gradient", "train.head": "gradient"}
 REFITTED: Changes = BY_GRADIENT | {"train.head": "closed_form"}
 INSTEAD: Changes = {"warmup.head": "closed_form", "warmup.epochs": 0}
@@ -147,8 +142,6 @@ def ablations(params: Params) -> dict[str, Ablation]:
         "extensions": Ablation(
             {
                 "CCD": {},
-                "independent labels": INDEPENDENT,
-                "independent labels, cut at 1": INDEPENDENT | {"labels.cut": 1.0},
                 "floor without division": UNDIVIDED,
                 "centred, not divided": UNDIVIDED | {"labels.centre": "class_mean"},
                 "centred and divided": {"labels.centre": "class_mean"},

@@ -16,7 +16,6 @@ import pandas as pd
 
 from stages.artifacts import BIAS, CLASS_TEXT, GLOBAL_CLIP, GLOBAL_SCORES, INITIAL_LABELS
 from stages.method.debias import class_bias, entropy_limit_in_nats
-from stages.method.independent import class_scale
 from stages.method.labelling import labels_of, zeroshot
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
@@ -49,12 +48,9 @@ def run(params: Params, job: Job) -> None:
     probabilities = train(lambda seen: clip.probabilities(seen, centre))
     measured = class_bias(probabilities, limit, params.bias.min_count)
     divisor = measured.bias if params.bias.debias else None
-    scale = None
-    if settings.form == "independent":
-        scale = class_scale(np.concatenate(list(train(clip.similarities))), settings.cut)
 
     def initial_labels(seen: Floats) -> Floats:
-        labels = labels_of(clip.scores(seen, centre), settings, divisor, scale)
+        labels = labels_of(clip.probabilities(seen, centre), settings, divisor)
         shown = clip.shows_a_class(seen)
         return np.where(shown[:, None], np.clip(labels, 0, 1), np.float32(0))
 

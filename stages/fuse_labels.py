@@ -25,7 +25,6 @@ from stages.artifacts import (
     PSEUDO_LABELS,
 )
 from stages.method.fusion import fuse, pool_views
-from stages.method.independent import class_scale
 from stages.method.labelling import Zeroshot, labels_of, zeroshot
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
@@ -61,15 +60,10 @@ def run(params: Params, job: Job) -> None:
             yield initial, *pool_views(scores, place, len(initial))
             first = rows.stop
 
-    scale = None
-    if settings.form == "independent":
-        best_of_all = [best[viewed] for _, best, viewed in pooled()]
-        scale = class_scale(np.concatenate(best_of_all), settings.cut)
-
     def fused() -> Iterator[tuple[pd.DataFrame, Floats, Floats]]:
         """Image ids, local labels and pseudo-labels (Eq. 7)."""
         for initial, best, viewed in pooled():
-            local = labels_of(best, settings, divisor, scale)
+            local = labels_of(best, settings, divisor)
             # as published, an image without a view has a row of zeros for its local label
             counted = viewed | (params.fuse_labels.no_view == "zeros")
             values = class_values(INITIAL_LABELS, initial)
@@ -119,7 +113,7 @@ def scores_of_views(
     for some in parts_of(stop, start=start):
         seen = stored[some]
         shown = clip.shows_a_class(seen)
-        scores.append(clip.scores(seen[shown], centre))
+        scores.append(clip.probabilities(seen[shown], centre))
         places.append(image[some][shown] - rows.start)
     return np.concatenate(scores), np.concatenate(places)
 

@@ -27,7 +27,6 @@ from stages.method.debias import (
 )
 from stages.method.evaluation import micro_average_precision
 from stages.method.fusion import fuse, pool_views
-from stages.method.independent import class_scale, independent_labels, otsu
 from stages.method.objective import consistency_loss, label_loss
 from stages.method.similarity import class_probabilities, class_probabilities_in_half
 from stages.method.stopping import first_local_minimum
@@ -216,57 +215,6 @@ def test_local_labels_are_the_greatest_probability_over_the_views(images, views,
 def test_the_best_view_may_have_a_negative_score():
     best, _ = pool_views(np.array([[-0.5, 0.1], [-0.2, -0.3]], np.float32), np.array([1, 1]), 2)
     assert best.tolist() == [[0, 0], [np.float32(-0.2), np.float32(0.1)]]
-
-
-def slow_otsu(values: list[float]) -> float:
-    """The cut between neighbours that leaves the least variance within the two sets."""
-    values = sorted(values)
-    best = (math.inf, 0.0)
-    for k in range(1, len(values)):
-        sets = values[:k], values[k:]
-        within = sum(sum((v - np.mean(part)) ** 2 for v in part) for part in sets)
-        best = min(best, (within, (values[k - 1] + values[k]) / 2))
-    return best[1]
-
-
-@given(arrays(np.float64, st.integers(2, 30), elements=st.floats(-5, 5), unique=True))
-def test_otsus_cut_leaves_the_least_variance_within(values):
-    def within(cut: float) -> float:
-        parts = values[values <= cut], values[values > cut]
-        return sum(part.var() * len(part) for part in parts)
-
-    assert within(otsu(values)) == pytest.approx(within(slow_otsu(list(values))), abs=1e-6)
-
-
-def test_otsus_cut_lies_between_two_heaps():
-    rng = np.random.default_rng(0)
-    assert 1 < otsu(np.concatenate([rng.normal(0, 0.3, 900), rng.normal(3, 0.3, 100)])) < 2
-    assert otsu(np.array([2.0])) == 2
-    assert otsu(np.array([])) == 0
-
-
-@given(st.integers(0, 99), st.floats(0.2, 5), st.sampled_from(["otsu", 0.5, -1.0]))
-def test_independent_labels_know_no_bias_of_a_class(seed, factor, cut):
-    """What is added to a class's scores, or multiplied, changes none of its labels."""
-    rng = np.random.default_rng(seed)
-    scores = rng.normal(size=(20, 3))
-    labels = independent_labels(scores, class_scale(scores, cut), 2.0)
-    other = scores * [1, factor, 1] + [0, 0, 7 * factor]
-    assert np.allclose(independent_labels(other, class_scale(other, cut), 2.0), labels, atol=1e-5)
-    for c in range(3):
-        z = (scores[:, c] - scores[:, c].mean()) / scores[:, c].std()
-        at = slow_otsu(list(z)) if cut == "otsu" else cut
-        assert np.allclose(labels[:, c], 1 / (1 + np.exp(-2 * (z - at))), atol=1e-5)
-
-
-def test_a_class_that_is_the_same_everywhere_is_undecided_and_no_image_no_error():
-    flat = np.full((7, 2), 0.1)
-    many = np.full((300, 2), 0.2137, np.float32)  # whose mean in single precision is another
-    for same in (flat, many):
-        for cut in ("otsu", 0.0):
-            labels = independent_labels(same, class_scale(same, cut), 2.0)
-            assert labels == pytest.approx(0.5, abs=1e-6)
-    assert class_scale(np.zeros((0, 2)), "otsu").cut.tolist() == [0, 0]
 
 
 @given(st.integers(0, 99))

@@ -117,20 +117,9 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
             {"labels__none_entropy": 0.5, "fuse_labels__no_view": "zeros"},
             "`labels.none_entropy` below 1 leaves views out",
         ),
-        ({"labels__cut": "bad"}, "`labels.cut` is 'bad'"),
         (
             {"student__weights": "classifier", "student__checkpoint": "data/classifier"},
             "data/classifier is made by the pipeline itself: copy it elsewhere",
-        ),
-        ({"labels__form": "independent"}, "no bias to divide by: set `bias.debias` and `fuse_"),
-        (
-            {
-                "labels__form": "independent",
-                "bias__debias": False,
-                "fuse_labels__debias": False,
-                "labels__centre": "class_mean",
-            },
-            "goes with `fuse_labels.no_view: keep` and `labels.centre: none`",
         ),
         ({"cam_boxes__selection": "search", "cam_boxes__mean_views": 1}, "mean_views ± 1"),
         (

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.method.debias import debias, label_floor, shows_a_class
-from stages.method.independent import ClassScale, independent_labels
 from stages.method.similarity import PROBABILITIES, similarities
 from stages.runtime.params import Labels
 from stages.runtime.types import Booleans, Floats
@@ -34,12 +33,6 @@ class Zeroshot:
         """Cosines (views, classes)."""
         return similarities(seen, self.text)
 
-    def scores(self, seen: Floats, centre: Floats | float) -> Floats:
-        """What labels are made of: probabilities or, to be independent, similarities."""
-        if self.settings.form == "independent":
-            return self.similarities(seen)
-        return self.probabilities(seen, centre)
-
     def shows_a_class(self, seen: Floats) -> Booleans:
         """(views,): whether a view shows any of the classes."""
         if self.settings.none_entropy >= 1:
@@ -53,15 +46,11 @@ def zeroshot(settings: Labels, text: Floats, learned: float) -> Zeroshot:
     return Zeroshot(settings, text, learned if own else float(settings.temperature))
 
 
-def labels_of(
-    scores: Floats, settings: Labels, bias: Floats | None, scale: ClassScale | None
-) -> Floats:
-    """Labels (images, classes) of `scores`; debiased ones are not clipped to 1 yet.
+def labels_of(p: Floats, settings: Labels, bias: Floats | None) -> Floats:
+    """Labels (images, classes) of probabilities; debiased ones are not clipped to 1 yet.
 
-    bias: (classes,), to divide by; scale: of independent labels.
+    bias: (classes,), to divide by.
     """
-    if scale is not None:
-        return independent_labels(scores, scale, settings.slope)
     if bias is None:
-        return scores
-    return debias(scores, bias, label_floor(settings.floor, scores.shape[1]))
+        return p
+    return debias(p, bias, label_floor(settings.floor, p.shape[1]))

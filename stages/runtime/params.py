@@ -144,10 +144,7 @@ class Labels(Section):
     temperature: Literal["learned"] | Positive
     precision: Literal["double", "half"]
     floor: Literal["one_over_classes"] | Annotated[float, Field(ge=0, lt=1)]
-    form: Literal["softmax", "independent"]
     centre: Literal["none", "class_mean"]
-    slope: Positive
-    cut: Literal["otsu"] | float
     none_entropy: Share
 
 
@@ -278,18 +275,6 @@ class Params(Section):
         if self.labels.none_entropy < 1 and self.fuse_labels.no_view == "zeros":
             counted = "for which `fuse_labels.no_view: zeros` would count what they do not say"
             raise ValueError(f"`labels.none_entropy` below 1 leaves views out, {counted}: use keep")
-        return self
-
-    @model_validator(mode="after")
-    def _independent_labels_have_no_bias(self) -> Self:
-        labels, fuse, of = self.labels, self.fuse_labels, "`labels.form: independent`"
-        if labels.form == "independent" and (self.bias.debias or fuse.debias):
-            both = "`bias.debias` and `fuse_labels.debias`"
-            raise ValueError(f"{of} has no bias to divide by: set {both} to false")
-        if labels.form == "independent" and (fuse.no_view == "zeros" or labels.centre != "none"):
-            raise ValueError(
-                f"{of} goes with `fuse_labels.no_view: keep` and `labels.centre: none`"
-            )
         return self
 
     @model_validator(mode="after")
