@@ -1,8 +1,9 @@
-"""The commands of a project as a whole: `ccd init`, `ccd doctor`, `ccd update`."""
+"""The commands of a project as a whole: `ccd init`, `doctor`, `status`, `update`."""
 
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,23 @@ def update() -> None:
         changed = take_up()
     rerun = f"the code of {', '.join(changed)} is another" if changed else "no stage's code changed"
     typer.echo(f"code.yaml is of the installed version: {rerun}. `dvc status` has what that means.")
+
+
+def status() -> None:
+    """Say which stages `dvc repro` would run and why, and how large what they made is."""
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from stages.command.status import standings
+
+    table = Table("stage", "dvc repro", "because", "artifacts", box=None)
+    with one_line():
+        for standing in standings():
+            runs = {True: "runs it", False: "", None: "may run it"}[standing.runs]
+            size = decimal(standing.size) if standing.size else ""
+            table.add_row(standing.stage, runs, clean(standing.because), size)
+    Console(width=None if sys.stdout.isatty() else 140).print(table, markup=False)
 
 
 def doctor(
