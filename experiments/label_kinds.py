@@ -40,7 +40,7 @@ from stages.method.average_precision import (
     mean_average_precision,
     per_class_average_precision,
 )
-from stages.method.closed_form import fit_by_likelihood, logits_of
+from stages.method.closed_form import calibrate, fit_by_likelihood, logits_of
 from stages.method.similarity import similarities
 from stages.runtime.types import Floats
 from stages.storage.arrays import Store, read_store
@@ -124,10 +124,13 @@ def kinds(seen: Seen, alpha: float) -> Iterator[tuple[str, Floats]]:
     images, views, classes = seen.views.shape
     floor = 1 / classes
 
-    def fused(p: Floats) -> Floats:
+    def mixed(scores: Floats) -> Floats:
         """alpha of the whole image, the rest of the best window (Eq. 5-7)."""
-        labels: Floats = np.clip(alpha * p[:, 0] + (1 - alpha) * p[:, 1:].max(axis=1), 0, 1)
-        return labels
+        both: Floats = alpha * scores[:, 0] + (1 - alpha) * scores[:, 1:].max(axis=1)
+        return both
+
+    def fused(p: Floats) -> Floats:
+        return np.clip(mixed(p), 0, 1)
 
     def softmax(cosines: Floats) -> Floats:
         probabilities: Floats = softmax_of(cosines / seen.temperature, axis=-1)
@@ -152,6 +155,18 @@ def kinds(seen: Seen, alpha: float) -> Iterator[tuple[str, Floats]]:
     yield "raised and divided, squared", both**2
     centred = fused(softmax(seen.views - seen.views[:, 1:].mean(axis=(0, 1))))
     yield "less each class's mean, squared", centred**2
+
+    def scaled(scores: Floats) -> Floats:
+        """Scores (images, classes) as labels: what makes the squared softmax likeliest of them."""
+        by = calibrate(scores, plain**2)
+        labels: Floats = expit(scores * by.weight[:, 0] + by.bias)
+        return labels
+
+    of_image = seen.views - seen.views.mean(axis=-1, keepdims=True)
+    yield "cosines centred over the classes", scaled(mixed(of_image))
+    of_image /= seen.views.std(axis=-1, keepdims=True)
+    of_class = (of_image - of_image.mean(axis=0)) / of_image.std(axis=0)
+    yield "cosines standardised by view and by class", scaled(mixed(of_class))
     of_view = np.repeat(np.arange(images), views)
     flat = seen.embeddings.reshape(images * views, -1)
     said = out_of_fold(flat, (p**2).reshape(-1, classes), of_view)
