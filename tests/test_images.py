@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +45,39 @@ def test_an_exif_rotated_image_stands_upright():
     assert image.size == (32, 40)
     assert np.asarray(image)[4, 28].tolist() == pytest.approx([255, 0, 0], abs=6)
     assert np.asarray(image)[4, 4].tolist() == pytest.approx([255, 255, 255], abs=6)
+
+
+def test_a_photograph_of_a_phone_is_decoded_upright_and_a_cut_one_is_no_crash(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    corner = Image.new("RGB", (64, 48), "white")
+    corner.paste((255, 0, 0), (0, 0, 24, 24))
+    content = saved(corner, "HEIF", quality=95, exif=exif.tobytes())
+    (tmp_path / "IMG_1.HEIC").write_bytes(content)
+    found = inspect(tmp_path / "IMG_1.HEIC", 10**6)
+    assert (found.width, found.height, found.status) == (48, 64, "ok")
+    image = decode(content)
+    red, green, blue = image.getpixel((42, 6))
+    assert red > 230 > 40 > max(green, blue)
+    assert min(image.getpixel((6, 6))) > 230
+    assert status_of(content, 1000) == "too_large"
+    assert status_of(content[: len(content) // 2]) in ("truncated", "unreadable")
+
+
+def test_without_its_library_a_photograph_of_a_phone_is_counted_with_what_to_install(
+    tmp_path: Path,
+):
+    (tmp_path / "a.jpg").write_bytes(saved(noise(), "JPEG"))
+    (tmp_path / "b.HEIC").write_bytes(saved(noise(), "HEIF"))
+    code = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "from stages.sources.folder import in_words, photographs\n"
+        "found, others = photographs(sys.argv[1], '')\n"
+        "print(len(found), in_words(others))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said == "1 1 .heic (`pip install pillow-heif` lets them be read)\n"
 
 
 def test_a_cmyk_image_keeps_its_colours():

@@ -18,11 +18,19 @@ from PIL import Image, UnidentifiedImageError
 
 from stages.runtime.errors import UserError, ours, reason
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-)
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    HEIC: frozenset[str] = frozenset()
+else:
+    register_heif_opener(thumbnails=False)
+    HEIC = frozenset({".heic", ".heif"})
+
+SUFFIXES = HEIC | {
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
+}  # fmt: skip
 # no other decoder is started, whatever a file's name: that of EPS would run a program
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *(["HEIF"] if HEIC else []))
 MOST_BYTES = 1 << 30  # of a file
 AT_ONCE = 100_000_000  # pixels that the threads of a process decode at a time, for its memory
 STRIP = 1 << 20  # pixels whose depth is reduced at a time

@@ -22,7 +22,7 @@ from stages.storage.version import RUNTIME
 
 DVC_FILE = Path("dvc.yaml")
 LIBRARIES = ("numpy", "open_clip_torch", "pillow", "scipy", "timm", "torch", "torchvision")
-EXTRAS = ("onnx", "onnxruntime")  # libraries that need not be there
+EXTRAS = ("onnx", "onnxruntime", "pillow_heif")  # libraries that need not be there
 MACHINE = ("CCD_DEVICE", "CCD_BATCH")  # as the user set them
 
 

@@ -11,6 +11,7 @@ from stages.images.decode import SUFFIXES
 from stages.runtime.errors import UserError
 from stages.sources.photograph import Photograph, has_control, printable
 
+REMEDY = dict.fromkeys((".heic", ".heif"), " (`pip install pillow-heif` lets them be read)")
 # folders of a storage box or an operating system, with previews and what was deleted
 OF_A_SYSTEM = frozenset(
     {b"@eaDir", b"#recycle", b"#snapshot", b"$RECYCLE.BIN", b"System Volume Information"}
@@ -46,9 +47,9 @@ def photographs(
 
 
 def in_words(others: Counter[str], most: int = 20) -> str:
-    """How many entries were passed over for which reason."""
+    """How many entries were passed over for which reason; of photographs of phones, what to do."""
     shown = sorted(others, key=lambda why: (-others[why], why))[:most]
-    words = [f"{others[why]} {why}" for why in shown]
+    words = [f"{others[why]} {why}{REMEDY.get(why, '')}" for why in shown]
     rest = others.total() - sum(others[why] for why in shown)
     return ", ".join(words) + (f" and {rest} of other kinds" if rest else "")
 

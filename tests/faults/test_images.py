@@ -236,7 +236,7 @@ def test_the_largest_legal_images_have_the_peak_that_is_documented(mode: str, tm
 
 
 def holiday(root: Path) -> Path:
-    for name in ("a.jpg", "b.HEIC", "c.heic", "scan", "d.jpg_large", ".hidden.jpg", "notes.txt"):
+    for name in ("a.jpg", "b.PSD", "c.psd", "scan", "d.jpg_large", ".hidden.jpg", "notes.txt"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(JPEG)
     for name in ("@eaDir/a.jpg/SYNO_THUMB.jpg", "$RECYCLE.BIN/x.jpg", ".AppleDouble/a.jpg"):
@@ -256,29 +256,29 @@ def test_every_entry_of_a_folder_is_an_image_or_in_a_count_with_its_reason(tmp_p
     found, others = photographs(str(root), "")
     assert [photo.image_id for photo in found] == ["a.jpg", "to-hidden.jpg", "to-scan.jpg"]
     assert others == {
-        ".heic": 2, "without a suffix": 1, ".jpg_large": 1, "hidden": 2, ".txt": 1,
+        ".psd": 2, "without a suffix": 1, ".jpg_large": 1, "hidden": 2, ".txt": 1,
         "@eaDir of a system": 1, "$RECYCLE.BIN of a system": 1, "broken links": 2,
         "links to a photograph found here": 1, "links to a passed-over folder": 1,
         "links to no image": 1,
     }  # fmt: skip
     assert len(found) + others.total() == len(list(root.iterdir()))
-    assert in_words(others, 1) == "2 .heic and 12 of other kinds"
+    assert in_words(others, 1) == "2 .psd and 12 of other kinds"
 
 
 def test_a_folder_without_any_image_says_what_is_in_it(tmp_path: Path, project: Project):
     shutil.rmtree(project / "photos")
     (project / "photos").mkdir()
-    (project / "photos/a.HEIC").write_bytes(JPEG)
+    (project / "photos/a.PSD").write_bytes(JPEG)
     said = refusal(project.stage("index", check=False))
-    assert "below photos; passed over: 1 .heic" in said
+    assert "below photos; passed over: 1 .psd" in said
 
 
 def test_what_is_passed_over_is_said_by_the_index_and_by_predict(project: Project):
-    for name in ("photos/a.HEIC", "photos/test/b.HEIC"):
+    for name in ("photos/a.PSD", "photos/test/b.PSD"):
         (project / name).write_bytes(JPEG)
-    assert "index: passed over: 2 .heic" in project.stage("index").stderr
+    assert "index: passed over: 2 .psd" in project.stage("index").stderr
     done = project.run("ccd", "predict", "-o", "p.csv", "photos/test")
-    assert "ccd predict: passed over in photos/test: 1 .heic" in done.stderr
+    assert "ccd predict: passed over in photos/test: 1 .psd" in done.stderr
 
 
 def test_the_pipeline_knows_every_hostile_file_by_its_row(project: Project):
