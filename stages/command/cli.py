@@ -23,7 +23,13 @@ app = typer.Typer(
 )
 
 
-for command in (cli_project.init, cli_project.doctor, cli_project.status, cli_project.update):
+for command in (
+    cli_project.init,
+    cli_project.doctor,
+    cli_project.status,
+    cli_project.inspect,
+    cli_project.update,
+):
     app.command()(command)
 
 

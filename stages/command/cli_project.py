@@ -1,4 +1,4 @@
-"""The commands of a project as a whole: `ccd init`, `doctor`, `status`, `update`."""
+"""The commands of a project as a whole: `ccd init`, `doctor`, `status`, `inspect`, `update`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from stages.command.ending import one_line
+from stages.command.ending import fail, one_line
 from stages.runtime.errors import clean
 
 SECONDS = 10.0  # that a measurement takes
@@ -70,6 +70,45 @@ def status() -> None:
             size = decimal(standing.size) if standing.size else ""
             table.add_row(standing.stage, runs, clean(standing.because), size)
     Console(width=None if sys.stdout.isatty() else 140).print(table, markup=False)
+
+
+def inspect(
+    image: Annotated[str, typer.Argument(help="Its id in data/index.parquet, or its path.")],
+    drawn: Annotated[
+        Path | None, typer.Option("--picture", help="A .png or .jpg, for the views drawn into it.")
+    ] = None,
+) -> None:
+    """Show all that the last run knows of one image, stage by stage."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from stages.command.inspect import known_of, picture
+    from stages.runtime.publishing import write_whole
+
+    with one_line():
+        known = known_of(image)
+        row = known.row
+        lines = [f"{row['image_id']}: {row['split']}, {row['width']} x {row['height']} pixels"]
+        if row["status"] != "ok":
+            lines = [f"{row['image_id']}: {row['status']}, left out: {row['error']}"]
+        elif drawn is not None:
+            form = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(drawn.suffix.lower())
+            if form is None:
+                fail(f"--picture {drawn}: its name should end with .png or .jpg", 2)
+            write_whole(drawn, picture(known, form))
+            lines.append(f"{drawn} has its {len(known.views)} views.")
+    labels = Table("class", *known.labels, box=None)
+    for name, values in known.labels.iterrows():
+        labels.add_row(clean(str(name)), *(f"{v:.2f}" if v == v else "" for v in values))
+    views = Table("view", *(["class", "x0", "y0", "x1", "y1", "says"]), box=None)
+    for number, view in enumerate(known.views.itertuples(index=False), 1):
+        views.add_row(str(number), *(clean(str(value)) for value in view))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for line in lines:
+        typer.echo(clean(line))
+    for table in (labels, views):
+        if table.row_count:
+            console.print(table, markup=False)
 
 
 def doctor(
