@@ -31,8 +31,8 @@ class Ablation(NamedTuple):
     per_class: bool = False
 
 
-BIASED: Changes = {"bias.debias": False, "fuse_labels.debias": False}
-UNDIVIDED: Changes = {"bias.entropy_limit": 1e-9}  # no image is so sure: every bias is 1
+UNDIVIDED: Changes = {"bias.debias": False, "fuse_labels.debias": False}
+BIASED: Changes = UNDIVIDED | {"labels.floor": 0.0}
 BY_GRADIENT: Changes = {"warmup.head": "gradient", "train.head": "gradient"}
 REFITTED: Changes = BY_GRADIENT | {"train.head": "closed_form"}
 INSTEAD: Changes = {"warmup.head": "closed_form", "warmup.epochs": 0}

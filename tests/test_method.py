@@ -27,6 +27,7 @@ from stages.method.debias import (
 )
 from stages.method.evaluation import micro_average_precision
 from stages.method.fusion import fuse, pool_views
+from stages.method.labelling import labels_of
 from stages.method.objective import consistency_loss, label_loss
 from stages.method.similarity import class_probabilities, class_probabilities_in_half
 from stages.method.stopping import first_local_minimum
@@ -35,6 +36,7 @@ from stages.method.views import (
     box_in_pixels,
     expand_box,
 )
+from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
 
 unit = st.floats(0, 1, width=32)
 settings.register_profile("quick", max_examples=60, deadline=None)
@@ -120,6 +122,16 @@ def test_debiasing_raises_to_the_floor_before_it_divides(p, floor, seed):
         [max(float(x), floor) / float(b) for x, b in zip(row, bias, strict=True)] for row in p
     ]
     assert debias(p, bias, floor) == pytest.approx(np.array(expected), rel=1e-5)
+
+
+@given(probabilities(), st.sampled_from(["one_over_classes", 0.0, 0.3]), st.booleans())
+def test_the_floor_and_the_division_are_asked_for_each_by_itself(p, floor, divided):
+    params = parse_params(read_yaml(PARAMS_FILE))
+    bias = np.linspace(0.2, 1, p.shape[1]).astype(np.float32)
+    least = 1 / p.shape[1] if floor == "one_over_classes" else floor
+    expected = np.maximum(p, np.float32(least)) / (bias if divided else 1)
+    settings = params.labels.model_copy(update={"floor": floor})
+    assert np.array_equal(labels_of(p, settings, bias if divided else None), expected)
 
 
 @given(st.floats(0.01, 3), st.integers(2, 100))

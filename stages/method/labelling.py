@@ -47,10 +47,9 @@ def zeroshot(settings: Labels, text: Floats, learned: float) -> Zeroshot:
 
 
 def labels_of(p: Floats, settings: Labels, bias: Floats | None) -> Floats:
-    """Labels (images, classes) of probabilities; debiased ones are not clipped to 1 yet.
+    """Labels (images, classes) of probabilities: raised to the floor, and divided by the bias.
 
-    bias: (classes,), to divide by.
+    bias: (classes,), or None where it is not divided out. Quotients are not clipped to 1 yet.
     """
-    if bias is None:
-        return p
-    return debias(p, bias, label_floor(settings.floor, p.shape[1]))
+    divisor = np.ones(p.shape[1], np.float32) if bias is None else bias
+    return debias(p, divisor, label_floor(settings.floor, p.shape[1]))
