@@ -149,11 +149,6 @@ def ablations(params: Params) -> dict[str, Ablation]:
                 "half the temperature": {"labels.temperature": round(0.5 * temperature, 6)},
                 "twice the temperature": {"labels.temperature": round(2 * temperature, 6)},
                 "five prompts": {"class_text.templates": PROMPTS},
-                "maps at three sizes, mirrored": {
-                    "cam_boxes.scales": [1.0, 1.34, 1.67],
-                    "cam_boxes.mirror": True,
-                },
-                "maps by LayerCAM": {"cam_boxes.map": "layercam"},
                 "images and views of no class left out": {
                     "labels.none_entropy": 0.5,
                     "fuse_labels.no_view": "keep",

@@ -18,9 +18,8 @@ import torch
 
 from stages.artifacts import CAM_BOXES, CAM_MAPS, WARMUP_STUDENT
 from stages.images.prefetch import load_global_views, split_batches
-from stages.method.cam import boxes_of_maps, scale_to_unit, scaled_side
+from stages.method.cam import boxes_of_maps, scale_to_unit
 from stages.method.views import (
-    above_class_mean,
     best_candidates,
     candidates,
     expand_box,
@@ -30,14 +29,14 @@ from stages.method.views import (
     search_threshold,
     window_boxes,
 )
-from stages.models.device import block_size, device, move
-from stages.models.student import Student, logits_of, maps_at_scales
+from stages.models.device import block_size, device
+from stages.models.student import Student, logits_of
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
 from stages.runtime.params import CamBoxes, Params
 from stages.runtime.progress import say
 from stages.runtime.resume import Blocks, in_blocks
-from stages.runtime.types import Arrays, Booleans, Floats, Integers
+from stages.runtime.types import Arrays, Booleans, Floats
 from stages.sources.box_table import views_of_file, with_edges
 from stages.storage.arrays import Rows, write_store
 from stages.storage.index import read_index, usable
@@ -63,8 +62,8 @@ def run(params: Params, job: Job) -> None:
         provenance |= {"student": config.sha256, "asked": list(config.classes)}
         seen = look(job, student, rows, settings)
         chosen = choose(seen, student, rows, settings, params.seed)
-        boxes, of_each = boxes_of(seen, chosen, rows, list(config.classes), settings)
-        maps = Rows(len(boxes), maps_of(seen, chosen, of_each))
+        boxes = boxes_of(seen, chosen, rows, list(config.classes), settings)
+        maps = Rows(len(boxes), maps_of(seen, chosen))
     elif settings.views == "file":
         boxes = views_of_file(settings.boxes, rows, settings.input_size)
     else:
@@ -76,24 +75,15 @@ def run(params: Params, job: Job) -> None:
 def look(job: Job, student: Student, rows: pd.DataFrame, settings: CamBoxes) -> Blocks:
     """The student's maps of all classes, and its scores, of every image."""
     where = device()
-    sides = [scaled_side(settings.input_size, scale) for scale in settings.scales]
-    batch = student.batch_size(max(sides))
-    plain = (sides, settings.map, settings.mirror) == ([settings.input_size], "cam", False)
+    batch = student.batch_size(settings.input_size)
 
     def maps(blocks: list[range]) -> Iterator[Arrays]:
         batches = (part for block in blocks for part in split_batches(block, batch))
         views = load_global_views(rows, settings.input_size, batches)
         for block in blocks:
-            of_block, logits = [], []
-            for _ in split_batches(block, batch):
-                some = move(next(views), where)
-                own = student.maps(some)
-                logits.append(logits_of(own))
-                if not plain:
-                    own = maps_at_scales(student, some, own, sides, settings.map, settings.mirror)
-                of_block.append(own)
-            scores = torch.cat(logits).sigmoid()
-            yield {"maps": torch.cat(of_block).cpu().numpy(), "scores": scores.cpu().numpy()}
+            of_block = torch.cat([student.maps(next(views)) for _ in split_batches(block, batch)])
+            scores = logits_of(of_block).sigmoid()
+            yield {"maps": of_block.cpu().numpy(), "scores": scores.cpu().numpy()}
 
     return in_blocks(
         job, len(rows), block_size(where), "images", maps, rows["image_id"].iloc.__getitem__
@@ -118,8 +108,6 @@ def choose(
         threshold = search_threshold(shuffled, settings.threshold, settings.mean_views)
         say(f"cam_boxes: the search ended at a threshold of {threshold:.3f}")
         return candidates(scores, threshold)
-    if settings.margin == "class_mean":
-        scores = above_class_mean(scores)
     return best_candidates(scores, settings.mean_views)
 
 
@@ -138,32 +126,29 @@ def augmented_scores(student: Student, rows: pd.DataFrame, seed: int) -> Iterato
 
 def boxes_of(
     seen: Blocks, chosen: Booleans, rows: pd.DataFrame, classes: list[str], settings: CamBoxes
-) -> tuple[pd.DataFrame, list[Integers]]:
-    """The boxes of the chosen classes; and, for each block, how many each chosen map gives."""
+) -> pd.DataFrame:
+    """The boxes of the chosen classes."""
     names = np.array(classes, dtype=object)
-    tables, counts = [], []
+    tables = []
     for block, arrays in seen:
         image, c, rank = rank_candidates(arrays["scores"], chosen[block.start : block.stop])
-        boxes, of_each = boxes_of_maps(
+        boxes = boxes_of_maps(
             arrays["maps"][image, c], settings.input_size, settings.cam_threshold, settings.box
         )
-        counts.append(of_each)
-        image, c, rank = (np.repeat(values, of_each) for values in (image, c, rank))
         part = rows.iloc[block.start + image]
         table = pd.DataFrame({"image_id": part["image_id"].to_numpy(), "class": names[c]})
         table["rank"] = rank
         table["score"] = arrays["scores"][image, c]
         grown = expand_box(boxes, settings.offset)
         tables.append(with_edges(table, grown, part, settings.input_size))
-    return pd.concat(tables, ignore_index=True), counts
+    return pd.concat(tables, ignore_index=True)
 
 
-def maps_of(seen: Blocks, chosen: Booleans, of_each: list[Integers]) -> Iterator[Floats]:
+def maps_of(seen: Blocks, chosen: Booleans) -> Iterator[Floats]:
     """The map behind each box, scaled to 0..1, at its own resolution, a block at a time."""
-    for (block, arrays), counts in zip(seen, of_each, strict=True):
+    for block, arrays in seen:
         image, c, _ = rank_candidates(arrays["scores"], chosen[block.start : block.stop])
-        maps = scale_to_unit(arrays["maps"][image, c]).astype(np.float16)
-        yield np.repeat(maps, counts, axis=0)
+        yield scale_to_unit(arrays["maps"][image, c]).astype(np.float16)
 
 
 def boxes_anywhere(rows: pd.DataFrame, settings: CamBoxes, seed: int) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from open_clip import create_model
 from open_clip.modified_resnet import AttentionPool2d
-from pytorch_grad_cam import GradCAM, LayerCAM
+from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
@@ -22,7 +21,7 @@ from bench.made_up import write_teacher
 from stages.models.attention import attention_pool, interpolate_positions
 from stages.models.folding import fold_batch_norm
 from stages.models.foreign import load_teacher
-from stages.models.student import Student, StudentConfig, build_student, logits_of, maps_at_scales
+from stages.models.student import Student, StudentConfig, build_student, logits_of
 from stages.models.teacher import Teacher
 from stages.models.weights import TeacherNote, load_weights, save_weights
 from stages.runtime.errors import UserError
@@ -236,40 +235,6 @@ def test_the_maps_are_those_of_grad_cam():
         own = F.interpolate(own, size=96, mode="bilinear")[0, 0].numpy()
         span = own.max() - own.min()
         assert np.corrcoef(own.ravel(), oracle.ravel())[0, 1] > 0.98 or span < 1e-6
-
-
-@pytest.mark.parametrize("boost", [1.0, 3.0])
-def test_what_speaks_for_a_class_is_layer_cam(boost: float):
-    student = student_of("resnet18", 32, boost=boost)
-    nn.init.normal_(student.head.weight, std=0.1)
-
-    images = torch.randn(1, 3, 96, 96)
-    with torch.no_grad():
-        own = student.layer_cam(images)[0]
-    for c in range(3):
-        with LayerCAM(model=Logits(student), target_layers=[student.backbone.layer4]) as cam:
-            oracle = cam(input_tensor=images, targets=[ClassifierOutputTarget(c)])[0]
-        found = F.interpolate(own[None, None, c], size=96, mode="bilinear")[0, 0].numpy()
-        assert np.corrcoef(found.ravel(), oracle.ravel())[0, 1] > 0.98
-
-
-def test_maps_of_several_sizes_and_mirrored_are_their_mean():
-    student = student_of("resnet18", 16)
-    views = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-
-    def maps(*sides: int, kind: Any = "cam", mirror: bool = False):
-        return maps_at_scales(student, views, plain, list(sides), kind, mirror)
-
-    plain = student.maps(views)
-    assert torch.equal(maps(64), plain)
-    assert torch.equal(maps(64, kind="layercam"), student.maps(views, "layercam"))
-    other = student.maps(views.flip(-1)).flip(-1)
-    assert torch.allclose(maps(64, mirror=True), (plain + other) / 2, atol=1e-6)
-    large = F.interpolate(views.float(), size=(96, 96), mode="bilinear", antialias=True)
-    of_large = student.maps(large)
-    assert of_large.shape[-1] == 6
-    shrunk = F.interpolate(of_large, size=(4, 4), mode="bilinear", antialias=True)
-    assert torch.allclose(maps(64, 96), (plain + shrunk) / 2, atol=1e-5)
 
 
 def test_the_head_expects_one_positive_class_an_image():

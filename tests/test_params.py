@@ -106,14 +106,6 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
             "`mean_views` must be whole",
         ),
         (
-            {"cam_boxes__margin": "class_mean", "cam_boxes__selection": "fixed"},
-            "`margin: class_mean` is for `selection: quantile` alone",
-        ),
-        ({"cam_boxes__scales": [0.1]}, "less than twice `student.output_stride`"),
-        ({"cam_boxes__scales": []}, "`cam_boxes.scales`"),
-        ({"cam_boxes__scales": [1.0, 1.1]}, "must differ by 32 pixels of the input, and give 8192"),
-        ({"cam_boxes__scales": [100]}, "8192 at most, not 9600"),
-        (
             {"labels__none_entropy": 0.5, "fuse_labels__no_view": "zeros"},
             "`labels.none_entropy` below 1 leaves views out",
         ),

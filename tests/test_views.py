@@ -12,14 +12,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from stages.images.crops import CropRule, crop_size, crop_squashed
-from stages.method.cam import region_box, region_boxes
 from stages.method.similarity import class_probabilities, class_probabilities_in_half
 from stages.method.views import (
-    above_class_mean,
     grid_boxes,
     random_boxes,
     window_boxes,
@@ -63,34 +60,6 @@ def test_random_boxes_lie_in_the_image_and_follow_the_seed(count: int, seed: int
         assert 0 <= x0 < x1 <= 1
         assert 0 <= y0 < y1 <= 1
         assert 0.249 < x1 - x0 < 0.751
-
-
-@given(arrays.arrays(np.float32, (5, 6), elements=st.sampled_from([0.0, 0.5, 1.0])))
-def test_the_regions_are_what_a_flood_finds(unit_map: np.ndarray):
-    active = {(y, x) for y, x in np.argwhere(unit_map > 0.4).tolist()}
-    boxes = []
-    while active:
-        region, waiting = set(), [min(active)]
-        while waiting:
-            cell = waiting.pop()
-            if cell in active:
-                active.remove(cell)
-                region.add(cell)
-                waiting += [(cell[0] + a, cell[1] + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
-        ys, xs = [y for y, _ in region], [x for _, x in region]
-        boxes.append((min(xs) / 6, min(ys) / 5, (max(xs) + 1) / 6, (max(ys) + 1) / 5))
-    assert sorted(region_boxes(unit_map, 0.4)) == sorted(boxes)
-    if boxes:
-        whole = region_box(unit_map, 0.4)
-        assert whole[0] == min(box[0] for box in boxes)
-        assert whole[3] == max(box[3] for box in boxes)
-
-
-def test_a_class_that_is_a_little_likely_everywhere_is_no_candidate_everywhere():
-    scores = np.array([[0.9, 0.2], [0.9, 0.4], [0.91, 0.1]], np.float32)
-    above = above_class_mean(scores)
-    assert above.mean(axis=0) == pytest.approx([0, 0], abs=1e-6)
-    assert above.argmax() == 3  # the second class of the second image
 
 
 @given(st.integers(0, 99), st.sampled_from([20.0, 100.0]))
@@ -190,16 +159,6 @@ def test_views_without_a_map_go_all_the_way_to_the_report(project: Project, view
     facts = json.loads((project / "results/metrics.json").read_text())["diagnostics"]
     assert facts["views_per_image"] == 4
     assert "Best" in (project / "data/report/index.html").read_text()
-
-
-def test_boxes_of_separate_regions_have_a_map_each(project: Project):
-    project.set(cam_boxes__box="regions", cam_boxes__cam_threshold=0.5, cam_boxes__mean_views=4)
-    for stage in LOOKING:
-        project.stage(stage)
-    boxes = pd.read_parquet(project / "data/cam_boxes.parquet")
-    assert boxes.duplicated(["image_id", "class"]).any()
-    ranks = boxes.groupby(["image_id", "class"])["rank"]
-    assert (ranks.min() == ranks.max()).all()
 
 
 def test_pairs_that_are_not_judged_are_left_out_of_every_average():

@@ -7,43 +7,30 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import find_objects, label
 
 from stages.method.views import Box
-from stages.runtime.types import Floats, Integers
+from stages.runtime.types import Floats
 
 CELLS = 1 << 22  # of enlarged maps at a time
 
 
-def scaled_side(input_size: int, scale: float) -> int:
-    """Of the student's input at a scale: to the nearest 32 pixels, unless as it is."""
-    return input_size if scale == 1 else round(scale * input_size / 32) * 32
-
-
 def boxes_of_maps(
-    maps: Floats, side: int, threshold: float, kind: Literal["tight", "regions", "first_last"]
-) -> tuple[Floats, Integers]:
-    """Boxes (boxes, 4) around the most active parts of maps, and how many each map gives.
+    maps: Floats, side: int, threshold: float, kind: Literal["tight", "first_last"]
+) -> Floats:
+    """Boxes (maps, 4) around the most active part of each map.
 
     maps: (maps, height, width), enlarged before to `side`, that of the student's input.
     """
     boxes: list[Floats] = [np.empty((0, 4))]
-    counts = np.ones(len(maps), np.int64)
     size = max(1, CELLS // side**2)
     for start in range(0, len(maps), size):
         part = torch.from_numpy(maps[start : start + size])[:, None]
         raised = F.interpolate(part, size=(side, side), mode="bilinear")[:, 0].numpy()
         if kind == "tight":
             boxes.append(region_box(scale_to_unit(raised), threshold))
-            continue
-        for number, activation in enumerate(raised, start):
-            if kind == "first_last":
-                of_map = [first_last_box(activation, threshold)]
-            else:
-                of_map = region_boxes(scale_to_unit(activation), threshold)
-            boxes.append(np.array(of_map))
-            counts[number] = len(of_map)
-    return np.concatenate(boxes), counts
+        else:
+            boxes.append(np.array([first_last_box(one, threshold) for one in raised]))
+    return np.concatenate(boxes)
 
 
 def scale_to_unit(activation: Floats) -> Floats:
@@ -72,16 +59,6 @@ def region_box(unit_map: Floats, threshold: float) -> Floats:
         edges.append((first / cells, last / cells))
     (x0, x1), (y0, y1) = edges
     return np.stack([x0, y0, x1, y1], axis=-1)
-
-
-def region_boxes(unit_map: Floats, threshold: float) -> list[Box]:
-    """As `region_box`, but one for each connected region (cells that touch, corners included)."""
-    height, width = unit_map.shape
-    regions, _ = label(unit_map > threshold, structure=np.ones((3, 3)))
-    return [
-        (columns.start / width, rows.start / height, columns.stop / width, rows.stop / height)
-        for rows, columns in find_objects(regions)
-    ]
 
 
 def first_last_box(activation: Floats, threshold: float) -> Box:

@@ -54,15 +54,6 @@ def search_threshold(
     return threshold
 
 
-def above_class_mean(scores: Floats) -> Floats:
-    """How far each score (images, classes) is above the mean of its class over the images.
-
-    A class that is a little likely everywhere, then, is no candidate everywhere.
-    """
-    above: Floats = scores - scores.mean(axis=0, keepdims=True)
-    return above
-
-
 def rank_candidates(scores: Floats, chosen: Booleans) -> tuple[Integers, Integers, Integers]:
     """Image, class and rank of what is `chosen` (images, classes): by image, best class first."""
     order = np.argsort(-scores, axis=1, kind="stable")

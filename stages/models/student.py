@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.images.normalise import normalise
@@ -15,7 +14,6 @@ from stages.models.folding import fold_batch_norm
 from stages.models.weights import load_weights
 from stages.runtime.errors import UserError
 from stages.runtime.progress import say
-from stages.runtime.values import MapKind
 
 
 class StudentConfig(BackboneConfig):
@@ -55,23 +53,10 @@ class Student(nn.Module):
         maps: Tensor = self.head(self.backbone(images).to(self.head.weight.dtype))
         return torch.where(maps > 0, maps * self.config.boost, maps)
 
-    def layer_cam(self, images: Tensor) -> Tensor:
-        """As `class_activation_maps`, of what speaks for a class alone (Jiang et al. 2021).
-
-        LayerCAM weighs each activation of the last layer by its own positive gradient. Here the
-        gradient is the head's weight, times `boost` where the map is positive, so that no backward
-        pass is needed; that of the pooling is the same everywhere and left out.
-        """
-        features = self.backbone(images).to(self.head.weight.dtype)
-        maps = self.head(features)
-        boost = torch.where(maps > 0, self.config.boost, 1.0).to(maps.dtype)
-        return F.relu(boost * F.conv2d(features, F.relu(self.head.weight)))
-
     @torch.inference_mode()
-    def maps(self, views: Tensor, kind: MapKind = "cam") -> Tensor:
-        """The maps (n, classes, h, w), on the device, of uint8 views (n, 3, h, w)."""
-        kinds = {"cam": self.class_activation_maps, "layercam": self.layer_cam}
-        return kinds[kind](self._inputs(views))
+    def maps(self, views: Tensor) -> Tensor:
+        """The class activation maps, on the device, of uint8 views (n, 3, h, w)."""
+        return self.class_activation_maps(self._inputs(views))
 
     @torch.inference_mode()
     def pooled_features(self, views: Tensor) -> Tensor:
@@ -174,30 +159,3 @@ def named_for_student(
             f"{', '.join(first.classes)[:100]}"
         )
     return tensors
-
-
-def maps_at_scales(
-    student: Student, views: Tensor, own: Tensor, sides: list[int], kind: MapKind, mirror: bool
-) -> Tensor:
-    """Maps (n, classes, h, w) of uint8 views, the mean over inputs of several `sides`.
-
-    views: on the student's device; own: their class activation maps as they are, to whose cells the
-    maps of other sizes are resized. mirror: over the mirrored inputs too.
-    """
-    native, cells = views.shape[-1], own.shape[-2:]
-    all_maps = []
-    for side in sides:
-        resized = views
-        if side != native:
-            resized = F.interpolate(views.float(), (side, side), mode="bilinear", antialias=True)
-        for mirrored in (False, True) if mirror else (False,):
-            if (side, kind, mirrored) == (native, "cam", False):
-                maps = own
-            elif mirrored:
-                maps = student.maps(resized.flip(-1), kind).flip(-1)
-            else:
-                maps = student.maps(resized, kind)
-            if maps.shape[-2:] != cells:
-                maps = F.interpolate(maps, size=cells, mode="bilinear", antialias=True)
-            all_maps.append(maps)
-    return torch.stack(all_maps).mean(dim=0)

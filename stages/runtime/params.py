@@ -23,14 +23,12 @@ from stages.runtime.values import (
     Head,
     Jitter,
     LastHead,
-    MapKind,
     Positive,
     Share,
     Side,
     Strength,
     TimmArch,
     TowerPrecision,
-    sides_of,
 )
 
 NONE = "data/none"  # DVC wants every dependency to exist: this one stands for "no such file"
@@ -175,23 +173,10 @@ class CamBoxes(Section):
     selection: Literal["quantile", "fixed", "search"]
     mean_views: Positive
     threshold: Share
-    margin: Literal["none", "class_mean"]
     input_size: Side
     cam_threshold: Annotated[float, Field(ge=0, lt=1)]
-    map: MapKind
-    scales: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
-    mirror: bool
-    box: Literal["tight", "first_last", "regions"]
+    box: Literal["tight", "first_last"]
     offset: Share
-
-    @model_validator(mode="after")
-    def _scales_differ(self) -> Self:
-        sides = sides_of(self.input_size, self.scales)
-        if len(set(sides)) < len(sides) or max(sides) > 8192:
-            given = ", ".join(map(str, sides))
-            wanted = "must differ by 32 pixels of the input, and give 8192 at most"
-            raise ValueError(f"`scales` {wanted}, not {given}")
-        return self
 
     @model_validator(mode="after")
     def _views_have_what_they_need(self) -> Self:
@@ -203,8 +188,6 @@ class CamBoxes(Section):
             raise ValueError("`views: grid` is square: `mean_views` must be 1, 4, 9, 16, …")
         if self.views == "windows" and self.mean_views not in WINDOWS:
             raise ValueError("`views: windows` are 4 (2 x 2), 13 (and 3 x 3) or 29: `mean_views`")
-        if self.margin != "none" and self.selection != "quantile":
-            raise ValueError(f"`margin: {self.margin}` is for `selection: quantile` alone")
         if self.selection == "search" and self.mean_views <= 1:
             raise ValueError("`selection: search` accepts mean_views ± 1, which must be above 0")
         return self
@@ -264,10 +247,6 @@ class Params(Section):
         stride = self.student.output_stride
         if self.student.arch.startswith(WHOLE) and self.cam_boxes.input_size % stride:
             raise ValueError(f"`cam_boxes.input_size` is no multiple of the student's {stride}")
-        least = min(self.cam_boxes.scales)
-        if least < 1 and sides_of(self.cam_boxes.input_size, (least,))[0] < 2 * stride:
-            both = "`cam_boxes.input_size` is less than twice `student.output_stride`"
-            raise ValueError(f"`cam_boxes.scales`: {least} of {both}: {2 * stride}")
         return self
 
     @model_validator(mode="after")

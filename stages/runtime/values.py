@@ -23,7 +23,6 @@ Arch = Literal[
 ]  # fmt: skip
 TimmArch = Annotated[str, Field(pattern=r"^timm/[\w.-]+$")]
 Engine = Literal["torch", "onnxruntime"]
-MapKind = Literal["cam", "layercam"]
 FirstWeights = Literal[
     "teacher", "random", "checkpoint", "classifier", "published", "IMAGENET1K_V1", "IMAGENET1K_V2"
 ]
@@ -33,8 +32,3 @@ OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
 )
 WHOLE = ("vit", "timm/")  # take whole patches, or may
 WINDOWS = (4, 13, 29)  # 2 x 2, and 3 x 3, and 4 x 4 of them
-
-
-def sides_of(input_size: int, scales: tuple[float, ...]) -> list[int]:
-    """Of the student's input at each scale, as `method/cam.py` has them."""
-    return [input_size if scale == 1 else round(scale * input_size / 32) * 32 for scale in scales]
