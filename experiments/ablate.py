@@ -44,7 +44,7 @@ def main(
 ) -> None:
     """Measure every row with every seed."""
     params, numbers, results = prepare(preset), seed_list(seeds), RESULTS / preset
-    known = ablations(params)
+    known = ablations(params, preset)
     if name not in known:
         raise typer.BadParameter(f"{name}: one of {', '.join(known)}")
     ablation = known[name]

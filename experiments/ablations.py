@@ -5,9 +5,12 @@ Every row starts from the `params.yaml` that is committed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+from ruamel.yaml import YAML
+
+from stages.command.preset import preset as preset_of
 from stages.runtime.params import Params
 
 # of a parameter
@@ -32,6 +35,7 @@ class Ablation(NamedTuple):
 
 
 UNDIVIDED: Changes = {"bias.debias": False, "fuse_labels.debias": False}
+DIVIDED: Changes = {"bias.debias": True, "fuse_labels.debias": True}
 BIASED: Changes = UNDIVIDED | {"labels.floor": 0.0}
 BY_GRADIENT: Changes = {"warmup.head": "gradient", "train.head": "gradient"}
 REFITTED: Changes = BY_GRADIENT | {"train.head": "closed_form"}
@@ -61,8 +65,13 @@ PROMPTS = [
 ]
 
 
-def ablations(params: Params) -> dict[str, Ablation]:
-    """All of them, by name; `params`: those committed, of which some rows take multiples."""
+def ablations(params: Params, preset: str = "") -> dict[str, Ablation]:
+    """All of them, by name.
+
+    params: those that the rows start from, of which some take multiples. preset: of which data set
+    they are, with the recommended recipe; or the demo's.
+    """
+    recommended = {} if preset else REFITTED | UNDIVIDED
     views, temperature = params.cam_boxes.mean_views, params.labels.temperature
     if temperature == "learned":
         temperature = DEMO_TEMPERATURE
@@ -128,6 +137,16 @@ def ablations(params: Params) -> dict[str, Ablation]:
             },
             classifier=REFITTED,
         ),
+        "recipes": Ablation(
+            {
+                "paper": changes_for(preset, "paper") if preset else BY_GRADIENT,
+                "recommended": recommended,
+                "… the head by gradient": recommended | BY_GRADIENT,
+                "… divided by the bias": recommended | DIVIDED,
+                "… a second update": recommended | AGAIN,
+            },
+            classifier=recommended,
+        ),
         "floor": Ablation(
             {
                 "floor and division": {},
@@ -160,6 +179,23 @@ def ablations(params: Params) -> dict[str, Ablation]:
             classifier=LAST_EPOCH,
         ),
     }
+
+
+def changes_for(dataset: str, recipe: str) -> Changes:
+    """What a recipe for a data set has otherwise than the recommended one."""
+    ours, theirs = (flat(YAML(typ="safe").load(preset_of(dataset, r))) for r in (None, recipe))
+    return {key: value for key, value in theirs.items() if value != ours[key]}
+
+
+def flat(sections: Mapping[str, Any]) -> Changes:
+    """Every parameter by its dotted key."""
+    found: Changes = {}
+    for name, content in sections.items():
+        if isinstance(content, Mapping):
+            found |= {f"{name}.{key}": value for key, value in content.items()}
+        else:
+            found[name] = content
+    return found
 
 
 def _curve(key: str, values: list[float]) -> dict[str, Changes]:

@@ -157,6 +157,15 @@ def test_every_row_of_an_ablation_is_a_valid_set_of_parameters(dataset: str, rec
             assert changed(changes, content)
 
 
+def test_the_row_of_another_recipe_makes_that_recipe_of_the_recommended_one():
+    content = YAML(typ="safe").load(preset("photographs"))
+    row = ablations(parse_params(content), "photographs")["recipes"].rows["paper"]
+    assert row["train.head"] == "gradient"
+    assert row["bias.debias"] is True
+    found = changed(row, content)
+    assert found == parse_params(YAML(typ="safe").load(preset("photographs", "paper")))
+
+
 def test_rows_that_are_multiples_are_of_what_is_committed():
     found = ablations(
         changed(
