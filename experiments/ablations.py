@@ -168,10 +168,6 @@ def ablations(params: Params, preset: str = "") -> dict[str, Ablation]:
                 "half the temperature": {"labels.temperature": round(0.5 * temperature, 6)},
                 "twice the temperature": {"labels.temperature": round(2 * temperature, 6)},
                 "five prompts": {"class_text.templates": PROMPTS},
-                "images and views of no class left out": {
-                    "labels.none_entropy": 0.5,
-                    "fuse_labels.no_view": "keep",
-                },
                 "a second update": LAST_EPOCH | AGAIN,
                 "as many epochs, one update": {"train.epochs": 2 * params.train.epochs}
                 | LAST_EPOCH,

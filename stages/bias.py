@@ -51,8 +51,7 @@ def run(params: Params, job: Job) -> None:
 
     def initial_labels(seen: Floats) -> Floats:
         labels = labels_of(clip.probabilities(seen, centre), settings, divisor)
-        shown = clip.shows_a_class(seen)
-        return np.where(shown[:, None], np.clip(labels, 0, 1), np.float32(0))
+        return np.clip(labels, 0, 1)
 
     provenance: Provenance = {
         "index": digest,

@@ -105,16 +105,13 @@ def scores_of_views(
 ) -> tuple[Floats, Integers]:
     """Scores (views, classes) of the views of some images, and the place of each one's in `rows`.
 
-    stored: the embeddings of all views, and image: the row of each one's image, in order. Views
-    that show no class are left out.
+    stored: the embeddings of all views, and image: the row of each one's image, in order.
     """
     start, stop = (int(n) for n in np.searchsorted(image, [rows.start, rows.stop]))
     scores, places = [], []
     for some in parts_of(stop, start=start):
-        seen = stored[some]
-        shown = clip.shows_a_class(seen)
-        scores.append(clip.probabilities(seen[shown], centre))
-        places.append(image[some][shown] - rows.start)
+        scores.append(clip.probabilities(stored[some], centre))
+        places.append(image[some] - rows.start)
     return np.concatenate(scores), np.concatenate(places)
 
 

@@ -23,7 +23,6 @@ from stages.method.debias import (
     entropy,
     entropy_limit_in_nats,
     label_floor,
-    shows_a_class,
 )
 from stages.method.evaluation import micro_average_precision
 from stages.method.fusion import fuse, pool_views
@@ -241,12 +240,6 @@ def test_centring_takes_a_classes_share_off_before_the_softmax(seed):
     assert np.allclose(found, expected, atol=1e-6)
     rounded = class_probabilities_in_half(images, classes, 0.7, centre)
     assert np.allclose(rounded, expected, atol=5e-3)
-
-
-def test_a_view_without_a_class_is_one_of_much_entropy():
-    p = np.array([[1, 0, 0], [0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]], np.float32)
-    assert shows_a_class(p, 0.9).tolist() == [True, True, False]
-    assert shows_a_class(p, 0.5).tolist() == [True, False, False]
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.floats(0, 1), st.integers(0, 99))

@@ -73,7 +73,6 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ("labels.centre", "class_mean", NOTHING, "bias", "data/bias.parquet"),
     ("labels.centre", "class_mean", UNDIVIDED, "bias", "data/initial_labels.parquet"),
     ("labels.centre", "class_mean", NOTHING, "fuse_labels", "data/local_labels.parquet"),
-    ("labels.none_entropy", 0.5, NOTHING, "bias", "data/initial_labels.parquet"),
     ("local_clip.source", "resized", NOTHING, "local_clip", LOCAL),
     ("local_clip.aspect", "square", NOTHING, "local_clip", LOCAL),
     ("local_clip.rounding", "pixel", NOTHING, "local_clip", LOCAL),
@@ -160,15 +159,6 @@ def similarity_of(project: Project, ids: pd.Index) -> pd.DataFrame:
     texts = zarr.open_group(project / "data/class_text.zarr")
     found = images["embedding"][...] @ texts["embedding"][...].T
     return pd.DataFrame(found, index=images["image"][...], columns=MINI_CLASSES).loc[ids]
-
-
-def test_views_that_show_no_class_say_nothing(supplied: Project):
-    supplied.set(labels__none_entropy=0.0)
-    for stage in ("bias", "fuse_labels"):
-        supplied.stage(stage)
-    for name in ("initial", "local", "pseudo"):
-        labels = pd.read_parquet(supplied / f"data/{name}_labels.parquet").set_index("image_id")
-        assert (labels == 0).all(axis=None)
 
 
 def test_a_classifier_is_trained_on_from_where_it_was(supplied: Project):

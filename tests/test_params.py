@@ -106,10 +106,6 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
             "`mean_views` must be whole",
         ),
         (
-            {"labels__none_entropy": 0.5, "fuse_labels__no_view": "zeros"},
-            "`labels.none_entropy` below 1 leaves views out",
-        ),
-        (
             {"student__weights": "classifier", "student__checkpoint": "data/classifier"},
             "data/classifier is made by the pipeline itself: copy it elsewhere",
         ),

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import entr
 
-from stages.runtime.types import Booleans, Floats, Integers
+from stages.runtime.types import Floats, Integers
 
 
 class ClassBias(NamedTuple):
@@ -22,16 +22,6 @@ def entropy(p: Floats) -> Floats:
     """Shannon entropy of each row of `p` (views, classes), in nats: (views,)."""
     of_each: Floats = entr(p.astype(np.float64)).sum(axis=1)
     return of_each
-
-
-def shows_a_class(p: Floats, limit: float) -> Booleans:
-    """(views,): False where the entropy of `p` (views, classes) is above `limit`.
-
-    limit: in entropies of a uniform guess over the classes. The paper suggests a filter of this
-    kind for data sets with images of no class.
-    """
-    shown: Booleans = entropy(p) <= limit * np.log(p.shape[1])
-    return shown
 
 
 def entropy_limit_in_nats(limit: float, unit: Literal["nats", "normalised"], classes: int) -> float:

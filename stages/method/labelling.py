@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.method.debias import debias, label_floor, shows_a_class
+from stages.method.debias import debias, label_floor
 from stages.method.similarity import PROBABILITIES, similarities
 from stages.runtime.params import Labels
-from stages.runtime.types import Booleans, Floats
+from stages.runtime.types import Floats
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,6 @@ class Zeroshot:
     def similarities(self, seen: Floats) -> Floats:
         """Cosines (views, classes)."""
         return similarities(seen, self.text)
-
-    def shows_a_class(self, seen: Floats) -> Booleans:
-        """(views,): whether a view shows any of the classes."""
-        if self.settings.none_entropy >= 1:
-            return np.ones(len(seen), bool)
-        return shows_a_class(self.probabilities(seen), self.settings.none_entropy)
 
 
 def zeroshot(settings: Labels, text: Floats, learned: float) -> Zeroshot:

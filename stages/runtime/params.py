@@ -143,7 +143,6 @@ class Labels(Section):
     precision: Literal["double", "half"]
     floor: Literal["one_over_classes"] | Annotated[float, Field(ge=0, lt=1)]
     centre: Literal["none", "class_mean"]
-    none_entropy: Share
 
 
 class Bias(Section):
@@ -247,13 +246,6 @@ class Params(Section):
         stride = self.student.output_stride
         if self.student.arch.startswith(WHOLE) and self.cam_boxes.input_size % stride:
             raise ValueError(f"`cam_boxes.input_size` is no multiple of the student's {stride}")
-        return self
-
-    @model_validator(mode="after")
-    def _views_of_no_class_say_nothing(self) -> Self:
-        if self.labels.none_entropy < 1 and self.fuse_labels.no_view == "zeros":
-            counted = "for which `fuse_labels.no_view: zeros` would count what they do not say"
-            raise ValueError(f"`labels.none_entropy` below 1 leaves views out, {counted}: use keep")
         return self
 
     @model_validator(mode="after")
