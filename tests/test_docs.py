@@ -161,7 +161,17 @@ SEEDS = (0, 1, 2)  # of the page; who has recorded fewer, or others, is held to 
 
 @pytest.mark.parametrize(
     "name",
-    ["table2", "figure3", "figure6a", "figure6b", "figure7", "extensions", "floor", "rounds"],
+    [
+        "table2",
+        "figure3",
+        "figure6a",
+        "figure6b",
+        "figure7",
+        "extensions",
+        "floor",
+        "recipes",
+        "rounds",
+    ],
 )
 def test_the_documented_ablations_are_those_that_were_recorded(name: str):
     lines = pd.read_csv(ROOT / f"results/{name}.csv", dtype={"row": str})

@@ -32,9 +32,10 @@ def named(params: Params, size: Size) -> set[str]:
 def test_limits_that_filter_nothing_are_named(tmp_path: Path):
     seven, twenty = Size(5000, 5000, 7), Size(5000, 5000, 20)
     assert math.log(7) < 2 < math.log(20)
-    given = params_of(tmp_path)  # entropy_limit 2.0 nats, eight views
+    given = params_of(tmp_path, bias__debias=True)  # entropy_limit 2.0 nats, eight views
     assert named(given, seven) == {"bias.entropy_limit", "cam_boxes.mean_views"}
     assert not named(given, twenty)
+    assert named(params_of(tmp_path), seven) == {"cam_boxes.mean_views"}  # divides by no bias
     laptop = parse_params(YAML(typ="safe", pure=True).load(preset("folder", "laptop")))
     assert not named(laptop, seven)
 
