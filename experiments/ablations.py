@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
+from stages.command.preset import DEMO
 from stages.command.preset import preset as preset_of
 from stages.runtime.params import Params
 
@@ -71,7 +72,8 @@ def ablations(params: Params, preset: str = "") -> dict[str, Ablation]:
     params: those that the rows start from, of which some take multiples. preset: of which data set
     they are, with the recommended recipe; or the demo's.
     """
-    recommended = {} if preset else REFITTED | UNDIVIDED
+    demo = preset in ("", DEMO)
+    recommended = REFITTED | UNDIVIDED if demo else {}
     views, temperature = params.cam_boxes.mean_views, params.labels.temperature
     if temperature == "learned":
         temperature = DEMO_TEMPERATURE
@@ -139,7 +141,7 @@ def ablations(params: Params, preset: str = "") -> dict[str, Ablation]:
         ),
         "recipes": Ablation(
             {
-                "paper": changes_for(preset, "paper") if preset else BY_GRADIENT,
+                "paper": BY_GRADIENT if demo else changes_for(preset, "paper"),
                 "recommended": recommended,
                 "… the head by gradient": recommended | BY_GRADIENT,
                 "… divided by the bias": recommended | DIVIDED,

@@ -164,6 +164,8 @@ def test_the_row_of_another_recipe_makes_that_recipe_of_the_recommended_one():
     assert row["bias.debias"] is True
     found = changed(row, content)
     assert found == parse_params(YAML(typ="safe").load(preset("photographs", "paper")))
+    demo = parse_params(YAML(typ="safe").load(preset("demo")))
+    assert ablations(demo, "demo")["recipes"] == ablations(demo)["recipes"]
 
 
 def test_rows_that_are_multiples_are_of_what_is_committed():
