@@ -73,11 +73,14 @@ def test_without_its_library_a_photograph_of_a_phone_is_counted_with_what_to_ins
         "import sys; sys.modules['pillow_heif'] = None\n"
         "from stages.sources.folder import in_words, photographs\n"
         "found, others = photographs(sys.argv[1], '')\n"
-        "print(len(found), in_words(others))"
+        "print(len(found), in_words(others))\n"
+        "from stages.command.predict import remedy_for\n"
+        "print([remedy_for(photo) for photo in [*found, found[0]._replace(path='x/IMG.HEIC')]])"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert said == "1 1 .heic (`pip install pillow-heif` lets them be read)\n"
+    remedy = " (`pip install pillow-heif` lets them be read)"
+    assert said == f"1 1 .heic{remedy}\n{['', remedy]}\n"
 
 
 def test_a_cmyk_image_keeps_its_colours():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from stages.artifacts import THRESHOLDS
 from stages.command.inspect import known_of, picture
 from stages.runtime.errors import UserError
+from stages.storage.tables import read_table, write_table
 from tests.conftest import MINI_CLASSES, Project
 
 
@@ -83,6 +88,20 @@ def test_another_image_is_refused_with_some_that_there_are(
         known_of("nowhere.jpg")
 
 
+def test_cuts_of_other_classes_are_refused_in_one_line(project: Project):
+    path = project / "data/thresholds.parquet"
+    cuts = pd.read_parquet(path)
+    of = read_table(replace(THRESHOLDS, path=path))[1]
+    kept: Any = {
+        key: value for key, value in of.items() if key not in ("schema", "columns", "sha256")
+    }
+    cuts.loc[0, "class"] = "comet"
+    write_table(THRESHOLDS, cuts, kept, Path(project.root))
+    done = project.run("ccd", "inspect", an_image(project, "test"), check=False)
+    assert done.returncode == 1
+    assert done.stderr == "ccd: data/thresholds.parquet is of other classes: run `dvc repro`\n"
+
+
 def test_what_is_shown_and_written_in_a_terminal(project: Project):
     image = an_image(project, "train")
     done = project.run("ccd", "inspect", image, "--picture", "seen.png")
@@ -91,6 +110,15 @@ def test_what_is_shown_and_written_in_a_terminal(project: Project):
     assert Image.open(project / "seen.png").format == "PNG"
     (project / "data/local_scores.parquet").unlink()
     assert "says" in project.run("ccd", "inspect", image).stdout
+    (project / "photos/train/cut.jpg").write_bytes(b"")
+    project.set(source__max_bad_share=1.0)
+    project.stage("index")
+    for table in ("*_labels", "*_scores", "cam_boxes", "predictions", "ground_truth"):
+        for path in Path(project.root).glob(f"data/{table}.parquet"):  # of the index before
+            path.unlink()
+    done = project.run("ccd", "inspect", "train/cut.jpg", "--picture", "no.png", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "train/cut.jpg is unreadable: the file is empty" in done.stderr
     done = project.run("ccd", "inspect", image, "--picture", "seen.gif", check=False)
     assert done.returncode == 2
     assert not (project / "seen.gif").exists()

@@ -85,6 +85,25 @@ def test_every_kind_is_between_0_and_1_and_has_a_name_of_its_own():
         assert 0 <= labels.min() <= labels.max() <= 1, name
 
 
+def test_labels_of_centred_and_of_standardised_cosines_are_ordered_as_the_formulas_say():
+    given, found = seen(), dict(kinds(seen(), 0.4))
+    centred = np.empty((IMAGES, 1 + WINDOWS, CLASSES))
+    for image, view in np.ndindex(IMAGES, 1 + WINDOWS):
+        row = given.views[image, view]
+        centred[image, view] = [value - sum(row) / CLASSES for value in row]
+    standardised = centred / given.views.std(axis=2, keepdims=True)
+    for view, c in np.ndindex(1 + WINDOWS, CLASSES):
+        column = standardised[:, view, c]
+        standardised[:, view, c] = (column - column.mean()) / column.std()
+    for name, z in (("centred over the classes", centred),
+                    ("standardised by view and by class", standardised)):  # fmt: skip
+        labels = found[f"cosines {name}"]
+        for c in range(CLASSES):
+            scores = [0.4 * z[i, 0, c] + 0.6 * max(z[i, 1:, c]) for i in range(IMAGES)]
+            assert np.ptp(labels[:, c]) > 1e-3, name
+            assert np.array_equal(np.argsort(labels[:, c]), np.argsort(scores)), name
+
+
 def test_mixing_with_the_floor_keeps_the_order_and_raising_to_it_does_not():
     given = dict(kinds(seen(), 0.4))
     plain = given["softmax"].argsort(axis=0)

@@ -67,6 +67,9 @@ def test_every_kind_of_change_is_said_in_words():
         "changed command; bias in params.yaml; its code: stages/bias.py; photos; "
         "what it reads: data/index.parquet"
     )
+    keys = {"code.yaml": {"bias": "modified"}, "params.yaml": {"seed": "modified"}}
+    of_a_project = [{"changed deps": keys}]
+    assert reasons(of_a_project, []) == "seed in params.yaml; its code, as `ccd update` took it up"
     assert reasons(changes[2:3], []) == "what it made is not as it left it: data/bias.parquet"
 
 

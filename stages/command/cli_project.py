@@ -85,22 +85,24 @@ def inspect(
     from stages.command.inspect import known_of, picture
     from stages.runtime.publishing import write_whole
 
+    form = drawn and {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(drawn.suffix.lower())
+    if drawn and not form:
+        fail(f"--picture {drawn}: its name should end with .png or .jpg", 2)
     with one_line():
         known = known_of(image)
         row = known.row
         lines = [f"{row['image_id']}: {row['split']}, {row['width']} x {row['height']} pixels"]
         if row["status"] != "ok":
+            if drawn:
+                fail(f"--picture: {row['image_id']} is {row['status']}: {row['error']}")
             lines = [f"{row['image_id']}: {row['status']}, left out: {row['error']}"]
-        elif drawn is not None:
-            form = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(drawn.suffix.lower())
-            if form is None:
-                fail(f"--picture {drawn}: its name should end with .png or .jpg", 2)
+        elif drawn and form:
             write_whole(drawn, picture(known, form))
             lines.append(f"{drawn} has its {len(known.views)} views.")
     labels = Table("class", *known.labels, box=None)
     for name, values in known.labels.iterrows():
         labels.add_row(clean(str(name)), *(f"{v:.2f}" if v == v else "" for v in values))
-    views = Table("view", *(["class", "x0", "y0", "x1", "y1", "says"]), box=None)
+    views = Table("view", "class", "x0", "y0", "x1", "y1", "says", box=None)
     for number, view in enumerate(known.views.itertuples(index=False), 1):
         views.add_row(str(number), *(clean(str(value)) for value in view))
     console = Console(width=None if sys.stdout.isatty() else 140)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def known_of(image: str) -> Known:
     name = str(Path(image))
     found = index[(index["image_id"] == name) | (index["path"] == name)]
     if found.empty:
-        found = index[index["path"].map(lambda path: Path(path).resolve()) == Path(image).resolve()]
+        found = index[index["path"].map(os.path.realpath) == os.path.realpath(image)]
     if found.empty:
         some = ", ".join(index["image_id"].head(3))
         raise UserError(f"{image} is no image of data/index.parquet, which has {some}, …")
@@ -72,6 +73,8 @@ def known_of(image: str) -> Known:
     labels = pd.DataFrame(said)
     if "student" in labels and THRESHOLDS.path.exists():
         cuts, _ = read_table(THRESHOLDS)
+        if sorted(cuts["class"]) != sorted(labels.index):
+            raise UserError(f"{THRESHOLDS.path} is of other classes: run `dvc repro`")
         by = cuts.set_index("class").loc[labels.index]
         p = labels["student"].to_numpy(np.float64)[None]
         labels["student"] = calibrated(p, by["scale"].to_numpy(), by["offset"].to_numpy())[0]

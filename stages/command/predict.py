@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.artifacts import THRESHOLDS
 from stages.images.crops import DETAIL, squash, stack_views
-from stages.images.decode import BadImage, decode, read_regular
+from stages.images.decode import SUFFIXES, BadImage, decode, read_regular
 from stages.images.prefetch import split_batches
 from stages.method.cuts import Cuts, calibrated
 from stages.models.device import device
@@ -23,7 +23,7 @@ from stages.models.student import Student
 from stages.runtime.errors import UserError, clean
 from stages.runtime.progress import meter, warn
 from stages.runtime.types import Floats
-from stages.sources.folder import in_words, photographs
+from stages.sources.folder import REMEDY, in_words, photographs
 from stages.sources.photograph import Photograph, is_formula, printable
 from stages.storage.provenance import file_digest
 from stages.storage.tables import read_table
@@ -88,7 +88,7 @@ def predict(
                 try:
                     views[row] = read_view(images[row], size, max_pixels)
                 except BadImage as bad:
-                    states[row] = (bad.status, str(bad))
+                    states[row] = (bad.status, f"{bad}{remedy_for(images[row])}")
             if views:
                 scores = student.scores(stack_views(list(views.values())))
                 probabilities[list(views)] = scores.cpu().numpy()
@@ -100,6 +100,12 @@ def predict(
     table = pd.DataFrame(states, columns=list(STATED[1:]))
     table.insert(0, "image", [photo.image_id for photo in images])
     return pd.concat([table, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
+
+
+def remedy_for(photo: Photograph) -> str:
+    """What lets a file be read whose kind nothing here reads, or nothing."""
+    suffix = Path(photo.path).suffix.lower()
+    return "" if suffix in SUFFIXES else REMEDY.get(suffix, "")
 
 
 def read_view(photo: Photograph, size: int, max_pixels: int) -> Tensor:

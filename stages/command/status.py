@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.method.verdict import listed
+from stages.runtime.code import CODE_FILE
 from stages.runtime.errors import UserError, clean
 from stages.runtime.fingerprint import DVC_FILE, declaration
 from stages.runtime.params_file import PARAMS_FILE, read_yaml
 
-CODE = ("stages/", "demo/", "code.yaml")
+CODE = ("stages/", "demo/")
 STEADY = "check"  # makes the same whatever passes it, so that nothing follows from it
 
 
@@ -84,13 +85,15 @@ def reasons(changes: list[Any], made: list[str]) -> str:
         else:
             other.append(str(change))
     found = list(other)
-    keys = [key for value in deps.values() if isinstance(value, Mapping) for key in value]
-    if keys:
-        found.append(f"{listed(keys)} in {PARAMS_FILE}")
+    for name, keys in deps.items():
+        if isinstance(keys, Mapping) and name != str(CODE_FILE):
+            found.append(f"{listed(list(keys))} in {name}")
     files = [name for name, value in deps.items() if not isinstance(value, Mapping)]
     code = [name for name in files if name.startswith(CODE)]
     if code:
         found.append(f"its code: {listed(code)}")
+    if str(CODE_FILE) in deps:
+        found.append("its code, as `ccd update` took it up")
     own = [name for name in files if name not in (*code, *made)]
     if own:
         found.append(listed(own))
