@@ -73,8 +73,14 @@ def test_every_kind_of_change_is_said_in_words():
     assert reasons(changes[2:3], []) == "what it made is not as it left it: data/bias.parquet"
 
 
-def test_a_folder_without_dvc_is_refused_in_one_line(project: Project):
+def test_wrong_parameters_and_a_folder_without_dvc_are_refused_in_one_line(project: Project):
+    said = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(said.replace("  alpha:", "  alfa:"))
+    done = project.run("ccd", "status", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "fuse_labels.alfa" in done.stderr
     shutil.rmtree(project / ".dvc")
+    (project / "params.yaml").write_text(said)
     done = project.run("ccd", "status", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("ccd: ")

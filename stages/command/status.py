@@ -16,7 +16,7 @@ from stages.method.verdict import listed
 from stages.runtime.code import CODE_FILE
 from stages.runtime.errors import UserError, clean
 from stages.runtime.fingerprint import DVC_FILE, declaration
-from stages.runtime.params_file import PARAMS_FILE, read_yaml
+from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
 
 CODE = ("stages/", "demo/")
 STEADY = "check"  # makes the same whatever passes it, so that nothing follows from it
@@ -35,8 +35,10 @@ class Standing(NamedTuple):
 
 
 def standings() -> Iterator[Standing]:
-    """Every stage, in the order of `dvc.yaml`; raises `UserError` if DVC cannot say."""
+    """Every stage, in the order of `dvc.yaml`; raises `UserError` if DVC cannot say, or
+    `params.yaml` is wrong."""
     params = read_yaml(PARAMS_FILE)
+    parse_params(params)
     changed = said_by_dvc()
     for name in changed:
         if ":" in name:  # of another dvc.yaml, such as the demo's
