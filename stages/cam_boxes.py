@@ -11,6 +11,7 @@ ones, which the paper compares with, overlapping windows, or those of a file; th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from stages.method.views import (
     grid_boxes,
     random_boxes,
     rank_candidates,
+    search_parts,
     search_threshold,
     window_boxes,
 )
@@ -43,8 +45,6 @@ from stages.storage.index import read_index, usable
 from stages.storage.provenance import Provenance
 from stages.storage.tables import write_table
 from stages.training.augment import weak
-
-PART = 100  # images that the published script counts candidates in at a time
 
 
 def run(params: Params, job: Job) -> None:
@@ -105,9 +105,16 @@ def choose(
         return candidates(scores, settings.threshold)
     if settings.selection == "search":
         shuffled = augmented_scores(student, rows, seed)
-        threshold = search_threshold(shuffled, settings.threshold, settings.mean_views)
+        threshold, found = search_threshold(shuffled, settings.threshold, settings.mean_views)
+        chosen = candidates(scores, threshold)
         say(f"cam_boxes: the search ended at a threshold of {threshold:.3f}")
-        return candidates(scores, threshold)
+        if not found:
+            say(
+                f"cam_boxes: warning: there the search ran out of images, with "
+                f"{chosen.sum() / len(chosen):.1f} views an image: see cam_boxes.threshold, where "
+                "it begins, or take `selection: quantile`"
+            )
+        return chosen
     return best_candidates(scores, settings.mean_views)
 
 
@@ -116,8 +123,9 @@ def augmented_scores(student: Student, rows: pd.DataFrame, seed: int) -> Iterato
     size = student.config.size
     batch = student.batch_size(size)
     torch.manual_seed(seed)
-    order = torch.randperm(len(rows)).tolist()
-    for views in load_global_views(rows, size, split_batches(order, PART)):
+    order = iter(torch.randperm(len(rows)).tolist())
+    wanted = [list(islice(order, count)) for count in search_parts(len(rows))]
+    for views in load_global_views(rows, size, wanted):
         mirrored = weak(views)
         parts = split_batches(range(len(mirrored)), batch)
         maps = [student.maps(mirrored[part[0] : part[-1] + 1]) for part in parts]

@@ -112,14 +112,19 @@ def maps_of(student: Any, head: Any, boost: float, image: Tensor) -> Tensor:
     return torch.where(maps > 0, boost * maps, maps)
 
 
-def threshold_of(chunks: list[np.ndarray], start: float, bound: float) -> float:
-    """Upwards from `start`: the first at which bound < mean count < bound + 2."""
-    t = start
-    for scores in chunks:
-        counts = [sum(1 for s in row if s >= t) for row in scores]
-        if bound < sum(counts) / len(counts) < bound + 2:
-            return t
-        t += 0.001
+def threshold_of(scores: np.ndarray, start: float, bound: float) -> float:
+    """Upwards from `start`: the first at which bound < count / 100 < bound + 2.
+
+    It counts image by image and looks whenever the image's number, from 0, is a multiple of a
+    hundred above 0: so first after 101 images, and never at what comes after the last hundred.
+    """
+    t, count = start, 0
+    for number, row in enumerate(scores):
+        count += sum(1 for s in row if s >= t)
+        if number and number % 100 == 0:
+            if bound < count / 100 < bound + 2:
+                return t
+            t, count = t + 0.001, 0
     return t
 
 
@@ -141,14 +146,21 @@ def box_of(cam: Tensor, side: int, threshold: float, offset: int) -> tuple[int, 
     )  # fmt: skip
 
 
-def crop(image: Tensor, box: tuple[int, int, int, int], longer: int) -> Tensor:
-    """The box of the normalised, squashed image, its longer side resized, the other truncated."""
+def crop_size(box: tuple[int, int, int, int], longer: int) -> tuple[int, int]:
+    """Height and width of the crop of a box, as tensors of torch's give them.
+
+    A number over an integer tensor is its reciprocal times the number, in single precision.
+    """
     x0, y0, x1, y1 = box
-    width, height = x1 - x0, y1 - y0
-    if width >= height:
-        size = (int(height * longer / width), longer)
-    else:
-        size = (longer, int(width * longer / height))
+    width, height = torch.tensor(x1 - x0), torch.tensor(y1 - y0)
+    ratio = longer / torch.max(width, height)
+    return int(height * ratio), int(width * ratio)
+
+
+def crop(image: Tensor, box: tuple[int, int, int, int], longer: int) -> Tensor:
+    """The box of the normalised, squashed image, resized."""
+    x0, y0, x1, y1 = box
+    size = crop_size(box, longer)
     return F.interpolate(image[None, :, y0:y1, x0:x1], size=size, mode="bilinear")[0]
 
 

@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stages.cam_boxes import augmented_scores
+from stages.images.crops import CropRule, crop_size
 from stages.method.average_precision import published_training_map
 from stages.method.cam import first_last_box
 from stages.method.stopping import published_stop
-from stages.method.views import search_threshold
+from stages.method.views import search_parts, search_threshold
 from stages.models.student import Student
 from tests import published_script as script
 from tests.conftest import MINI_CLASSES, Project, lay_out, write_tiny_teacher
@@ -157,38 +158,31 @@ def test_initial_labels_are_rounded_floored_divided_and_clipped(official, train)
     assert (p < 1 / len(bias)).any()
 
 
-def parts(official: Project, student: tuple[Any, nn.Conv2d], train: pd.DataFrame) -> list[Any]:
-    """Scores of the shuffled, augmented images, a hundred at a time."""
+def searched(official: Project, student: tuple[Any, nn.Conv2d], train: pd.DataFrame) -> np.ndarray:
+    """Scores of the shuffled, augmented images that the search counts: the first 101."""
     network, head = student
     torch.manual_seed(0)
-    order = torch.randperm(len(train)).tolist()
-    found = []
-    for start in range(0, len(train), 100):
-        rows = order[start : start + 100]
-        mirrored = torch.rand(len(rows)) < 0.5
-        scores = []
-        for row, mirror in zip(rows, mirrored, strict=True):
-            image = script.load(official / train["path"].iloc[row], TRAINED)
-            maps = script.maps_of(network, head, 3.0, image.flip(-1) if mirror else image)
-            scores.append(maps.mean(dim=(1, 2)).sigmoid().numpy())
-        found.append(np.stack(scores))
-    return found
+    rows = torch.randperm(len(train)).tolist()[:101]
+    mirrored = torch.rand(len(rows)) < 0.5
+    scores = []
+    for row, mirror in zip(rows, mirrored, strict=True):
+        image = script.load(official / train["path"].iloc[row], TRAINED)
+        maps = script.maps_of(network, head, 3.0, image.flip(-1) if mirror else image)
+        scores.append(maps.mean(dim=(1, 2)).sigmoid().numpy())
+    return np.stack(scores)
 
 
 @torch.no_grad()
 def test_the_search_looks_at_shuffled_and_mirrored_images(official, student, train, monkeypatch):
     monkeypatch.chdir(official.root)
     own = Student.load(Path("data/warmup/student.safetensors"), "cpu")
-    found = list(augmented_scores(own, train, 0))
-    expected = parts(official, student, train)
-    assert [len(part) for part in found] == [100, 4]
-    for one, other in zip(found, expected, strict=True):
-        assert np.allclose(one, other, atol=1e-4)
+    (found,) = augmented_scores(own, train, 0)
+    assert np.allclose(found, searched(official, student, train), atol=1e-4)
 
 
 def chosen(official: Project, student: tuple[Any, nn.Conv2d], train: pd.DataFrame) -> np.ndarray:
-    threshold = script.threshold_of(parts(official, student, train), 0.6, 1.5)
-    assert threshold > 0.6  # the first part is not the last
+    threshold = script.threshold_of(searched(official, student, train), 0.6, 1.5)
+    assert threshold > 0.6  # a step was taken
     found = []
     for path in train["path"]:
         maps = script.maps_of(*student, 3.0, script.load(official / path, SIDE))
@@ -257,15 +251,34 @@ def test_the_stop_rule_keeps_the_epoch_after_the_minimum():
 
 
 @given(
-    st.lists(
-        arrays.arrays(np.float32, (3, 5), elements=st.floats(0, 1, width=32)),
-        min_size=1,
-        max_size=6,
-    ),
+    st.integers(1, 420),
+    arrays.arrays(np.float32, (4, 5), elements=st.floats(0, 1, width=32)),
     st.sampled_from([0.05, 0.3, 0.5]),
 )
-def test_the_search_equals_the_scripts(chunks: list[np.ndarray], start: float):
-    assert search_threshold(chunks, start, 2.0) == script.threshold_of(chunks, start, 1.0)
+def test_the_search_equals_the_scripts(images: int, some: np.ndarray, start: float):
+    scores = np.resize(some, (images, 5))
+    ends = np.cumsum(search_parts(images))
+    found, _ = search_threshold(np.split(scores, ends)[:-1], start, 2.0)
+    assert found == script.threshold_of(scores, start, 1.0)
+
+
+def test_a_search_that_runs_out_of_images_says_so():
+    two_each, nothing = np.full((101, 2), 0.9), np.zeros((101, 2))
+    assert search_threshold([two_each], 0.5, 2.0) == (0.5, True)
+    assert search_threshold([nothing, nothing[1:]], 0.5, 2.0) == (pytest.approx(0.502), False)
+    assert search_threshold([], 0.5, 2.0) == (0.5, False)
+
+
+def test_a_crops_sides_are_those_that_the_script_computes():
+    """Every box of an image of 640 pixels, along a tenth of its sides."""
+    less = 0
+    for width in range(32, 641, 11):
+        for height in range(32, 641, 3):
+            own = crop_size((0, 0, width, height), CropRule(640, rounding="pixel"), 32)
+            height_of, width_of = script.crop_size((0, 0, width, height), 640)
+            assert own == (max(32, width_of), max(32, height_of))
+            less += max(own) < 640
+    assert less > 500  # the longer side itself
 
 
 @given(arrays.arrays(np.float32, (6, 7), elements=st.sampled_from([-1.0, 0.0, 0.5, 0.99, 1.0])))

@@ -10,6 +10,8 @@ from stages.runtime.types import Booleans, Floats, Integers
 
 Box = tuple[float, float, float, float]
 
+PART = 100  # images by which the published script divides its counts
+
 
 def best_candidates(scores: Floats, mean_views: float) -> Booleans:
     """(images, classes): True for the images x mean_views largest of all scores.
@@ -36,22 +38,30 @@ def candidates(scores: Floats, threshold: float) -> Booleans:
     return scores >= threshold
 
 
+def search_parts(images: int) -> list[int]:
+    """How many images each part of the published script's search has: 101, then PART again and
+    again. What is left at the end is never counted.
+    """
+    return [PART + 1, *[PART] * ((images - 1) // PART - 1)] if images > PART else []
+
+
 def search_threshold(
     scores_of_parts: Iterable[Floats], start: float, mean_views: float, step: float = 0.001
-) -> float:
+) -> tuple[float, bool]:
     """The published script's threshold: from `start` upwards, a step for each part of the images.
 
-    scores_of_parts: scores (images, classes) of one part after the other. The first threshold at
-    which a part has mean_views - 1 to mean_views + 1 candidates an image is taken (4 to 6 as
-    published); if the parts end before, the last one reached. It never looks below `start`.
+    scores_of_parts: scores (images, classes) of one part after the other, as `search_parts` has
+    them. The first threshold at which a part has mean_views - 1 to mean_views + 1 candidates for
+    each of PART images is taken (4 to 6 as published); if the parts end before, the last one
+    reached. It never looks below `start`. Also whether it was found.
     """
     threshold = start
     for scores in scores_of_parts:
-        per_image = float(candidates(scores, threshold).sum(axis=1).mean())
+        per_image = float(candidates(scores, threshold).sum() / PART)
         if mean_views - 1 < per_image < mean_views + 1:
-            return threshold
+            return threshold, True
         threshold += step
-    return threshold
+    return threshold, False
 
 
 def rank_candidates(scores: Floats, chosen: Booleans) -> tuple[Integers, Integers, Integers]:
