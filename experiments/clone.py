@@ -38,6 +38,7 @@ OWN = (
     "source.root",
     "source.classes",
     "source.labels",
+    "source.answers",
     "teacher.checkpoint",
     "student.checkpoint",
     "cam_boxes.boxes",

@@ -24,6 +24,7 @@ INDEX = Table(
 GROUND_TRUTH = Table(
     Path("data/ground_truth.parquet"), "ccd.ground_truth/1", ID, per_class=True, gaps=True
 )
+ANSWERS = Table(Path("data/answers.parquet"), "ccd.answers/1", ID, per_class=True, gaps=True)
 BIAS = Table(
     Path("data/bias.parquet"),
     "ccd.bias/2",

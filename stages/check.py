@@ -20,8 +20,8 @@ from stages.runtime.params_file import PARAMS_FILE, read_yaml
 
 KINDS = ("outs", "metrics", "plots")
 NAMING = (
-    "source.root", "source.classes", "source.labels", "teacher.checkpoint", "student.checkpoint",
-    "cam_boxes.boxes",
+    "source.root", "source.classes", "source.labels", "source.answers", "teacher.checkpoint",
+    "student.checkpoint", "cam_boxes.boxes",
 )  # fmt: skip
 
 

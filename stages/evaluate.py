@@ -1,10 +1,11 @@
 """Stage `evaluate`: how good the classifier is, and every label on the way to it (section 4).
 
-Reads the classifier and its cuts, the warmed-up student, every label table and, here alone, the
-ground truth. Writes `data/predictions.parquet` (every usable image's probabilities, as the student
-says them), `data/doubts.csv` (what speaks against the run) and, small and kept in git,
-`results/metrics.json`, `ladder.csv`, `per_class.csv`, `precision_recall.csv` and `training.csv`.
-Without ground truth it says so, and reports what can be said without. Resumes by block.
+Reads the classifier and its cuts, the warmed-up student, every label table, people's answers and,
+here alone, the ground truth. Writes `data/predictions.parquet` (every usable image's probabilities,
+as the student says them), `data/doubts.csv` (what speaks against the run) and, small and kept in
+git, `results/metrics.json`, `ladder.csv`, `per_class.csv`, `precision_recall.csv` and
+`training.csv`. Without ground truth it says so, and reports what can be said without. Resumes by
+block.
 
     python -m stages.evaluate
 """
@@ -16,6 +17,7 @@ import json
 import pandas as pd
 
 from stages.artifacts import (
+    ANSWERS,
     BIAS,
     CAM_BOXES,
     DOUBTS,
@@ -70,8 +72,10 @@ def run(params: Params, job: Job) -> None:
         "teacher": teacher,
     } | predictions(job, index, digest, classes)
     truth, _ = read_table(GROUND_TRUTH, digest)
-    if class_columns(GROUND_TRUTH, truth) != classes:
-        raise UserError(f"{GROUND_TRUTH.path} has other classes than the labels: run `dvc repro`")
+    told, _ = read_table(ANSWERS, digest)
+    for known, frame in ((GROUND_TRUTH, truth), (ANSWERS, told)):
+        if class_columns(known, frame) != classes:
+            raise UserError(f"{known.path} has other classes than the labels: run `dvc repro`")
     judged = {split: labelled(rows, truth, split) for split in ("train", "test")}
     boxes, _ = read_table(CAM_BOXES, digest)
     bias, _ = read_table(BIAS, digest)
@@ -84,7 +88,9 @@ def run(params: Params, job: Job) -> None:
     if of_cuts["student"] != file_digest(STUDENT) or list(cuts["class"]) != classes:
         raise UserError(f"{THRESHOLDS.path} is of another classifier: run `dvc repro`")
     called = evaluation.called(scores["student"], cuts, judged["test"])
+    answers = {split: labelled(rows, told, split) for split in ("train", "test")}
     metrics = evaluation.metrics(ladder, judged, diagnosed) | called.figures
+    metrics |= evaluation.of_answers(scores["student"], cuts, answers)
 
     results = job.staging / RESULTS
     results.mkdir(parents=True)

@@ -1,8 +1,9 @@
 """Stage `fuse_labels`: what the local views say is fused with the initial labels (Eq. 5-7).
 
-Reads the embeddings of local views and classes, the boxes, the bias and the initial labels. Writes
-`data/local_scores.parquet` (what CLIP says of each view, raw), `data/local_labels.parquet` and
-`data/pseudo_labels.parquet`. Embeddings are read a part at a time, as often as they are needed.
+Reads the embeddings of local views and classes, the boxes, the bias and the initial labels; and
+people's answers, which the pseudo-labels take for certain. Writes `data/local_scores.parquet` (what
+CLIP says of each view, raw), `data/local_labels.parquet` and `data/pseudo_labels.parquet`.
+Embeddings are read a part at a time, as often as they are needed.
 
     python -m stages.fuse_labels
 """
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stages.artifacts import (
+    ANSWERS,
     BIAS,
     CAM_BOXES,
     CLASS_TEXT,
@@ -24,7 +26,7 @@ from stages.artifacts import (
     LOCAL_SCORES,
     PSEUDO_LABELS,
 )
-from stages.method.fusion import fuse, pool_views
+from stages.method.fusion import answered, fuse, pool_views
 from stages.method.labelling import Zeroshot, labels_of, zeroshot
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
@@ -43,8 +45,10 @@ def run(params: Params, job: Job) -> None:
     bias, _ = read_table(BIAS, digest)
     views, of_views = read_store(LOCAL_CLIP, digest)
     texts, of_texts = read_store(CLASS_TEXT)
+    told, of_answers = read_table(ANSWERS, digest)
+    told = told.set_index("image_id")
     classes, settings = of_initial["classes"], params.labels
-    check(of_initial, of_boxes, of_views, of_texts)
+    check(of_initial, of_boxes, of_views, of_texts, of_answers)
     clip = zeroshot(settings, texts["embedding"][...], of_texts["temperature"])
     similarity = bias["similarity"].to_numpy(np.float64)
     centre = similarity if settings.centre == "class_mean" else 0.0
@@ -68,6 +72,7 @@ def run(params: Params, job: Job) -> None:
             counted = viewed | (params.fuse_labels.no_view == "zeros")
             values = class_values(INITIAL_LABELS, initial)
             pseudo = fuse(values, local, counted, params.fuse_labels.alpha)
+            pseudo = answered(pseudo, told.reindex(initial["image_id"]).to_numpy())
             yield initial[["image_id"]], np.where(counted[:, None], np.clip(local, 0, 1), 0), pseudo
 
     provenance: Provenance = {
@@ -87,12 +92,18 @@ def run(params: Params, job: Job) -> None:
 
 
 def check(
-    of_initial: Provenance, of_boxes: Provenance, of_views: Provenance, of_texts: Provenance
+    of_initial: Provenance,
+    of_boxes: Provenance,
+    of_views: Provenance,
+    of_texts: Provenance,
+    of_answers: Provenance,
 ) -> None:
-    """Raise `UserError` unless labels, boxes, views and class names belong together."""
+    """Raise `UserError` unless labels, boxes, views, class names and answers belong together."""
     if of_views["boxes"] != file_digest(CAM_BOXES.path):
         raise UserError(f"{LOCAL_CLIP.path} was made from other boxes: run `dvc repro`")
     classes = of_initial["classes"]
+    if of_answers["classes"] != classes:
+        raise UserError(f"{ANSWERS.path} has other classes than the labels: run `dvc repro`")
     if (
         not of_texts["classes"] == of_boxes.get("asked", classes) == classes
         or not of_texts["teacher"] == of_initial["teacher"] == of_views["teacher"]

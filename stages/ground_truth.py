@@ -10,14 +10,9 @@ and class that is not judged.
 
 from __future__ import annotations
 
-from functools import partial
-from unicodedata import normalize
-
-import numpy as np
 import pandas as pd
 
 from stages.artifacts import GROUND_TRUTH
-from stages.runtime.errors import UserError
 from stages.runtime.job import Job, main
 from stages.runtime.params import NONE, Params
 from stages.runtime.progress import say
@@ -35,38 +30,15 @@ def run(params: Params, job: Job) -> None:
     source = params.source
     classes = list(class_list(source.classes))
     known = labels(source.kind, source.labels, classes, source.difficult)
-    place = pd.Index(index["image_id"]).get_indexer(pd.Index(known["image_id"]))
-    strangers = int((place < 0).sum())
-    spelt = otherwise_spelt(known["image_id"][place < 0], index["image_id"])
-    hint = ""
-    if spelt is not None:
-        hint = (
-            f"{spelt!r} differs from an image's id only in how accents are written (Unicode's NFC "
-            "or NFD): write them as the files have them"
-        )
-    if len(known) and strangers == len(known):
-        there, here = known["image_id"].iloc[0], index["image_id"].iloc[0]
-        hint = hint or f"There it is {there!r}, here {here!r}"
-        raise UserError(f"{source.labels}: no image_id is in the index. {hint}")
-    if strangers:
-        say(f"ground_truth: {strangers} labelled images are not in the index, and left out")
-        if hint:
-            say(f"ground_truth: warning: {hint}")
-    row = np.argsort(place, kind="stable")[strangers:]  # in the index's order
-    if len(row) and source.kind != "folder":
-        split = index["split"].to_numpy()[place[row]]
-        values = {name: known[classes].iloc[row[split == name]] for name in ("train", "test")}
+    known = label_table.in_order(known, index, source.labels, "ground_truth")
+    if len(known) and source.kind != "folder":
+        split = index.set_index("image_id")["split"].loc[known["image_id"]].to_numpy()
+        values = {name: known.loc[split == name, classes] for name in ("train", "test")}
         for odd in differences(source.kind, values, source.difficult):
             say(f"ground_truth: warning: {odd}")
     types = dict.fromkeys(classes, "float32")
-    ordered = (known.iloc[row[part]].astype(types) for part in parts_of(len(row)))
+    ordered = (known.iloc[part].astype(types) for part in parts_of(len(known)))
     write_table(GROUND_TRUTH, ordered, {"index": digest}, job.staging)
-
-
-def otherwise_spelt(strangers: pd.Series, known: pd.Series) -> str | None:
-    """One of the `strangers` that is among the `known` ids, but for Unicode's composition."""
-    composed = set(known.map(partial(normalize, "NFC")))
-    return next((name for name in strangers if normalize("NFC", name) in composed), None)
 
 
 def differences(kind: str, known: dict[str, pd.DataFrame], difficult: Difficult) -> list[str]:

@@ -1,8 +1,8 @@
 """Stage `thresholds`: from which probability on each class is called, without labels (our own).
 
-Reads the index, the pseudo-labels and the classifier. Writes `data/thresholds.parquet`: a line a
-class, with the scale and offset that make the student's logits probabilities, and the cut; it
-belongs to that one classifier. Resumes by block.
+Reads the index, the pseudo-labels, people's answers about training images and the classifier.
+Writes `data/thresholds.parquet`: a line a class, with the scale and offset that make the student's
+logits probabilities, and the cut; it belongs to that one classifier. Resumes by block.
 
     python -m stages.thresholds
 """
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stages.artifacts import (
+    ANSWERS,
     PSEUDO_LABELS,
     STUDENT,
     STUDENT_FEATURES,
@@ -40,11 +41,15 @@ def run(params: Params, job: Job) -> None:
     classes = list(config.classes)
     if class_columns(PSEUDO_LABELS, labels) != classes:
         raise UserError(f"{PSEUDO_LABELS.path} and {STUDENT} differ in classes: run `dvc repro`")
+    told, _ = read_table(ANSWERS, digest)
+    if class_columns(ANSWERS, told) != classes:
+        raise UserError(f"{ANSWERS.path} and {STUDENT} differ in classes: run `dvc repro`")
+    answers = told.set_index("image_id").reindex(labels["image_id"]).to_numpy()
     stored, wanted = (STUDENT_FEATURES, STUDENT_INIT), is_usable(index, "train")
     p = scores_of_features(*stored, weights, config, wanted, digest)
     if p is None:
         p = scores_of(job, {"student": STUDENT}, usable(index, "train"), digest)["student"]
-    cuts = cuts_of(p, class_values(PSEUDO_LABELS, labels))
+    cuts = cuts_of(p, class_values(PSEUDO_LABELS, labels), answers)
     table = pd.DataFrame(
         {
             "class": classes,

@@ -43,6 +43,14 @@ def flip_label(project: Project) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
+def answer(project: Project) -> None:
+    names = (project / "classes.txt").read_text().splitlines()
+    row = ["train/00000.jpg", "0", "1", *[""] * (len(names) - 2)]
+    text = f"{','.join(['image_id', *names])}\n{','.join(row)}\n"
+    (project / "answers.csv").write_text(text)
+    project.set(source__answers="answers.csv")
+
+
 def add_photo(project: Project) -> None:
     shutil.copy(project / "photos/train/00000.jpg", project / "photos/train/99999.jpg")
 
@@ -66,6 +74,7 @@ BY_HAND: dict[str, Callable[[Project], None]] = {
     "another order of the keys in `params.yaml`": reorder,
     "a class name in the file of `source.classes`": rename_class,
     "a label in the file of `source.labels`": flip_label,
+    "an answer in a file that `source.answers` names": answer,
     "another photograph below `source.root`": add_photo,
     "a comment in `stages/method/fusion.py`": append("stages/method/fusion.py", "# nothing\n"),
     "a comment in `stages/page/charts.py`": append("stages/page/charts.py", "# nothing\n"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stages.command import cli_project
-from stages.command.ending import fail, one_line
+from stages.command.ending import fail, one_line, place_for
 from stages.runtime.errors import clean
 from stages.runtime.publishing import write_whole
 
@@ -28,6 +28,7 @@ for command in (
     cli_project.doctor,
     cli_project.status,
     cli_project.inspect,
+    cli_project.review,
     cli_project.update,
 ):
     app.command()(command)
@@ -97,7 +98,7 @@ def predict(
     if form is Format.parquet and output is None:
         fail("parquet cannot be printed: give --output", code=2)
     if output is not None:
-        _must_be_a_place_for_a_file(output)
+        place_for(output)
     with one_line():
         from stages.command.predict import content, cuts_for, images_in, named
         from stages.command.predict import predict as predict_images
@@ -123,7 +124,7 @@ def export(
     student: Annotated[Path, typer.Option(help="As for `ccd predict`.")] = STUDENT,
 ) -> None:
     """Write the classifier as an ONNX file, with its names, cuts and normalisation inside."""
-    _must_be_a_place_for_a_file(output)
+    place_for(output)
     with one_line():
         from stages.command.export import export as exported
         from stages.command.predict import cuts_for
@@ -241,13 +242,6 @@ def _format_of(output: Path | None) -> Format:
         names = ".json, .csv, .parquet or .txt"
         fail(f"{output}: give --format, or a name that ends in {names}", code=2)
     return known[output.suffix]
-
-
-def _must_be_a_place_for_a_file(path: Path) -> None:
-    if path.is_dir():
-        fail(f"{path} is a folder: name a file in it", code=2)
-    if not path.parent.is_dir():
-        fail(f"{path}: there is no folder {path.parent}", code=2)
 
 
 if __name__ == "__main__":

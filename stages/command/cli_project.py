@@ -1,16 +1,17 @@
-"""The commands of a project as a whole: `ccd init`, `doctor`, `status`, `inspect`, `update`."""
+"""The commands of a project: `ccd init`, `doctor`, `status`, `inspect`, `review`, `update`."""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stages.command.ending import fail, one_line
+from stages.command.ending import fail, one_line, place_for
 from stages.runtime.errors import clean
 
 SECONDS = 10.0  # that a measurement takes
@@ -111,6 +112,67 @@ def inspect(
     for table in (labels, views):
         if table.row_count:
             console.print(table, markup=False)
+
+
+class Form(StrEnum):
+    """What `ccd review` writes."""
+
+    csv = "csv"
+    labelstudio = "labelstudio"
+    coco = "coco"
+    huggingface = "huggingface"
+
+
+class Split(StrEnum):
+    """Which images are asked about."""
+
+    all = "all"
+    train = "train"
+    test = "test"
+
+
+def review(
+    output: Annotated[Path, typer.Argument(help="The file to write: .csv, .json or .parquet.")],
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 100,
+    split: Annotated[Split, typer.Option(help="Of which images.")] = Split.all,
+    form: Annotated[
+        Form | None,
+        typer.Option(
+            "--format", help="By default csv, labelstudio (.json), huggingface (.parquet)."
+        ),
+    ] = None,
+    anything: Annotated[
+        bool, typer.Option("--random", help="Any images, instead of the most doubtful.")
+    ] = False,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Leave out what the student says.")
+    ] = False,
+) -> None:
+    """Write down which images somebody should look at; `source.answers` takes the answers."""
+    from stages.runtime.publishing import write_whole
+
+    of_name = {".csv": Form.csv, ".json": Form.labelstudio, ".parquet": Form.huggingface}
+    chosen = form or of_name.get(output.suffix)
+    if chosen is None:
+        fail(f"{output}: its name should end in .csv, .json or .parquet", 2)
+    place_for(output)
+    with one_line():
+        from stages.command.review import Wish
+        from stages.command.review import review as images_to_ask
+        from stages.command.review_files import SUFFIX, files_of
+
+        if output.suffix != SUFFIX[chosen]:
+            fail(f"{output}: the name of a file for {chosen} should end in {SUFFIX[chosen]}", 2)
+        asked = images_to_ask(Wish(count, split, anything))
+        files = files_of(asked, chosen, output, blind)
+        for path in files:
+            if path.exists():
+                fail(f"{path} is there already, perhaps with answers: name another file")
+        for path, content in files.items():
+            write_whole(path, content)
+    names = " and ".join(map(str, files))
+    typer.echo(clean(f"{names}: {len(asked.asked)} images. Answered, name it as source.answers in"))
+    typer.echo("params.yaml, and run `dvc repro`: docs/tasks.md has more.")
 
 
 def doctor(

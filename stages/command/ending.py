@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -25,3 +26,11 @@ def one_line(code: int = 1) -> Iterator[None]:
 def fail(message: str, code: int = 1) -> NoReturn:
     typer.echo(clean(f"ccd: {message}"), err=True)
     raise typer.Exit(code)
+
+
+def place_for(path: Path) -> None:
+    """End with 2 unless a file can be written there."""
+    if path.is_dir():
+        fail(f"{path} is a folder: name a file in it", code=2)
+    if not path.parent.is_dir():
+        fail(f"{path}: there is no folder {path.parent}", code=2)

@@ -32,7 +32,7 @@ from stages.sources.folder import photographs
 TEMPLATE = Path(__file__).parent / "project"
 PIPELINE = "pipeline"  # what code.yaml calls the digest of dvc.yaml
 CLASSES, PHOTOS = "classes.txt", "data/photos"
-PATHS = ("teacher.checkpoint", "student.checkpoint", "cam_boxes.boxes")
+PATHS = ("source.answers", "teacher.checkpoint", "student.checkpoint", "cam_boxes.boxes")
 OF_DVC = {
     ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",

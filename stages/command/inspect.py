@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import ImageDraw
 
 from stages.artifacts import (
+    ANSWERS,
     CAM_BOXES,
     GLOBAL_SCORES,
     GROUND_TRUTH,
@@ -34,6 +35,7 @@ ON_THE_WAY = {  # what is said of a class on an image, from the teacher to the s
     "local": LOCAL_LABELS,
     "pseudo": PSEUDO_LABELS,
     "student": PREDICTIONS,
+    "answer": ANSWERS,
     "truth": GROUND_TRUTH,
 }
 LEAST = 0.05  # a class that nothing on the way says more of is not shown
@@ -81,7 +83,7 @@ def known_of(image: str) -> Known:
         labels.insert(list(labels).index("student") + 1, "cut", by["threshold"])
     if len(labels.columns):
         worth = labels.drop(columns="cut", errors="ignore").max(axis=1) >= LEAST
-        last = [str(column) for column in labels if column not in ("cut", "truth")]
+        last = [str(column) for column in labels if column not in ("cut", "answer", "truth")]
         labels = labels[worth].sort_values(last[::-1], ascending=False, kind="stable")
     return Known(row, labels, views_of(str(row["image_id"]), digest))
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit
 
 from stages.method.closed_form import Doubles, calibrate
-from stages.runtime.types import Booleans, Floats
+from stages.runtime.types import Booleans, Floats, Integers
 
 SHOWN = 0.5  # a class of a pseudo-label at least this large is taken to be on the image
+ENOUGH = 10  # answers that count as much as all pseudo-labels of a class
 BINS = 10  # of probabilities, where they are compared with the truth
 LEAST, MOST = 1e-7, 1 - 1e-7  # probabilities, before their logits are taken
 
@@ -34,24 +36,42 @@ class Cuts(NamedTuple):
     told_apart: Booleans
 
 
-def cuts_of(probabilities: Floats, labels: Floats) -> Cuts:
+def cuts_of(probabilities: Floats, labels: Floats, answers: Floats | None = None) -> Cuts:
     """The cuts that follow from what the student says of the training images.
 
     probabilities, labels: the student's and the pseudo-labels, (images, classes) in [0, 1].
+    answers: (images, classes), 1 or 0, which the labels hold too; NaN where nobody looked.
     """
     shown = labels >= SHOWN
     by = calibrate(logits_of(probabilities), shown.astype(np.float32))
-    told_apart = shown.any(axis=0) & ~shown.all(axis=0) & (by.weight[:, 0] > 0)
-    scale = np.where(told_apart, by.weight[:, 0], 1.0)
-    offset = np.where(told_apart, by.bias, 0.0)
+    scale, offset = by.weight[:, 0], by.bias
+    if answers is not None:
+        for c in np.flatnonzero(~np.isnan(answers).all(axis=0)):
+            rows = with_answers_again(answers[:, c])
+            x, y = probabilities[rows, c : c + 1], shown[rows, c : c + 1]
+            again = calibrate(logits_of(x), y.astype(np.float32))
+            scale[c], offset[c] = again.weight[0, 0], again.bias[0]
+    told_apart = shown.any(axis=0) & ~shown.all(axis=0) & (scale > 0)
+    scale = np.where(told_apart, scale, 1.0)
+    offset = np.where(told_apart, offset, 0.0)
     p = calibrated(probabilities, scale, offset)
     threshold = np.array([expected_share(column) for column in p.T])
     return Cuts(scale, offset, np.where(told_apart, threshold, 0.5), told_apart)
 
 
+def with_answers_again(answers: Floats) -> Integers:
+    """All images, and those that were answered so often that ENOUGH of them are half of all.
+
+    answers: of one class, (images,).
+    """
+    images = len(answers)
+    often = max(1, round(images / ENOUGH))
+    return np.concatenate([np.arange(images), np.repeat(np.flatnonzero(~np.isnan(answers)), often)])
+
+
 def calibrated(probabilities: Floats | Doubles, scale: Doubles, offset: Doubles) -> Doubles:
     """The probabilities whose logits are scaled and shifted, class by class."""
-    p: Doubles = 1 / (1 + np.exp(-(scale * logits_of(probabilities) + offset)))
+    p: Doubles = expit(scale * logits_of(probabilities) + offset)
     return p
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve
 
 from stages.method.average_precision import (
@@ -19,7 +20,7 @@ from stages.method.average_precision import (
 )
 from stages.method.cuts import SHOWN, calibrated, calibration_error, f1_of_each
 from stages.method.debias import entropy
-from stages.method.metrics import Diagnostics, Metrics
+from stages.method.metrics import Diagnostics, Judged, Metrics
 from stages.runtime.types import Booleans, Floats
 
 Tables = dict[str, pd.DataFrame]
@@ -112,6 +113,38 @@ def called(student: pd.DataFrame, cuts: pd.DataFrame, truth: pd.DataFrame) -> Ca
         figures["calibration_error"] = round(100 * calibration_error(known, probabilities), 2)
         figures["calibration_error_as_trained"] = round(100 * calibration_error(known, p), 2)
     return Called(figures, pd.DataFrame(columns))
+
+
+def of_answers(student: pd.DataFrame, cuts: pd.DataFrame, answers: Tables) -> Metrics:
+    """The student's calls at its cuts, judged by what people answered, by split.
+
+    Shares in percent with the ends of their interval of 95 % (Wilson 1927); of what nobody answered
+    nothing is said.
+    """
+    said: dict[str, Judged] = {}
+    for split, told in answers.items():
+        if not len(told):
+            continue
+        known, p = align(student, told)
+        p = calibrated(p, *(cuts[of].to_numpy(np.float64) for of in ("scale", "offset")))
+        there, judged = known > 0, ~np.isnan(known)
+        calls = (p >= cuts["threshold"].to_numpy()) & judged
+        right = int((calls & there).sum())
+        said[split] = {
+            "images": len(told),
+            "answers": int(judged.sum()),
+            "precision": share(right, int(calls.sum())),
+            "recall": share(right, int(there.sum())),
+        }
+    return {"answers": said} if said else {}
+
+
+def share(part: int, whole: int) -> list[float]:
+    """In percent, with the ends of its interval; nothing of nothing."""
+    if not whole:
+        return []
+    ends = binomtest(part, whole).proportion_ci(method="wilson")
+    return [round(100 * float(value), 1) for value in (part / whole, ends.low, ends.high)]
 
 
 def _defined(figures: pd.Series) -> dict[str, float | None]:

@@ -28,3 +28,11 @@ def fuse(initial: Floats, local: Floats, viewed: Booleans, alpha: float) -> Floa
     """
     fused = alpha * initial + (1 - alpha) * local
     return np.clip(np.where(viewed[:, None], fused, initial), 0, 1).astype(np.float32)
+
+
+def answered(labels: Floats, answers: Floats) -> Floats:
+    """Labels (images, classes), and 1 or 0 where somebody answered; not of the paper.
+
+    answers: (images, classes), NaN where nobody looked.
+    """
+    return np.where(np.isnan(answers), labels, answers)

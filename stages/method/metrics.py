@@ -18,6 +18,18 @@ class Diagnostics(TypedDict):
     doubts: int  # what speaks against the run; data/doubts.csv says it
 
 
+class Judged(TypedDict):
+    """The student's calls, judged by people's answers about some images.
+
+    precision, recall: in percent, and the ends of their interval of 95 %; empty of nothing.
+    """
+
+    images: int
+    answers: int
+    precision: list[float]
+    recall: list[float]
+
+
 class Metrics(TypedDict, total=False):
     """In percent; what there is no ground truth for is left out."""
 
@@ -31,6 +43,7 @@ class Metrics(TypedDict, total=False):
     F1_at_half: float  # at 1/2 of its probabilities as they are
     calibration_error: float  # of its calibrated probabilities, test images
     calibration_error_as_trained: float
+    answers: dict[str, Judged]  # by split
     label_mAP: dict[str, float | None]
     label_micro_AP: dict[str, float | None]
     diagnostics: Diagnostics

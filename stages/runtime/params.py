@@ -46,6 +46,7 @@ class Source(Section):
     root: str
     classes: str
     labels: str
+    answers: str
     test_folder: str
     difficult: Literal["negative", "positive", "ignore"]
     max_pixels: Count
@@ -221,6 +222,7 @@ class Train(Section):
 
 
 class Report(Section):
+    gallery: Count
     samples: Count
 
 

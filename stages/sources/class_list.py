@@ -8,7 +8,9 @@ from stages.runtime.errors import UserError
 from stages.sources.photograph import has_control, is_formula
 
 # columns of tables that also have one a class
-RESERVED = frozenset({"image_id", "class", "rank", "image", "status", "error", "labels"})
+RESERVED = frozenset(
+    {"image_id", "class", "rank", "image", "status", "error", "labels", "why", "says"}
+)
 
 
 def class_list(path: str) -> dict[str, str]:

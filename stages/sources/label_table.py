@@ -6,13 +6,16 @@ Each reader returns `image_id` and a numeric column for each class, in the order
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
 
 from stages.runtime.errors import UserError
 from stages.runtime.params import NONE
+from stages.runtime.progress import say
 from stages.sources.coco import read_annotations
 from stages.sources.photograph import columns_of, lines_of
 
@@ -32,15 +35,46 @@ def labels(path: str, classes: list[str]) -> pd.DataFrame:
         return table([], np.zeros((0, len(classes))), classes)
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
-        return _from_csv(path, classes)
+        return from_csv(path, classes, KEY)
     if suffix == ".txt":
         return _from_lines(path, classes)
     if suffix == ".json":
         annotations = read_annotations(Path(path), KEY)
         rows = [str(image["file_name"]) for image in annotations.images]
         known = annotations.labels([image["id"] for image in annotations.images], classes)
-        return _without_duplicates(table(rows, known, classes), path)
+        return without_duplicates(table(rows, known, classes), path)
     raise UserError(f"{KEY} in params.yaml: {path} ends neither in .csv nor in .txt nor in .json")
+
+
+def in_order(known: pd.DataFrame, index: pd.DataFrame, path: str, stage: str) -> pd.DataFrame:
+    """The rows of labels whose images are in the index, in its order.
+
+    path: of their file, and stage: who says how many are not. Raises `UserError` if none is.
+    """
+    place = pd.Index(index["image_id"]).get_indexer(pd.Index(known["image_id"]))
+    strangers = int((place < 0).sum())
+    spelt = otherwise_spelt(known["image_id"][place < 0], index["image_id"])
+    hint = ""
+    if spelt is not None:
+        hint = (
+            f"{spelt!r} differs from an image's id only in how accents are written (Unicode's NFC "
+            "or NFD): write them as the files have them"
+        )
+    if len(known) and strangers == len(known):
+        there, here = known["image_id"].iloc[0], index["image_id"].iloc[0]
+        hint = hint or f"There it is {there!r}, here {here!r}"
+        raise UserError(f"{path}: no image_id is in the index. {hint}")
+    if strangers:
+        say(f"{stage}: {strangers} labelled images are not in the index, and left out")
+        if hint:
+            say(f"{stage}: warning: {hint}")
+    return known.iloc[np.argsort(place, kind="stable")[strangers:]]
+
+
+def otherwise_spelt(strangers: pd.Series, known: pd.Series) -> str | None:
+    """One of the `strangers` that is among the `known` ids, but for Unicode's composition."""
+    composed = set(known.map(partial(normalize, "NFC")))
+    return next((name for name in strangers if normalize("NFC", name) in composed), None)
 
 
 def table(ids: list[str], values: np.ndarray, classes: list[str]) -> pd.DataFrame:
@@ -49,12 +83,13 @@ def table(ids: list[str], values: np.ndarray, classes: list[str]) -> pd.DataFram
     return pd.concat([pd.DataFrame({"image_id": pd.Series(ids, dtype=str)}), columns], axis=1)
 
 
-def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
-    columns = columns_of(path, f"{KEY} in params.yaml", ["image_id", *classes])
+def from_csv(path: str, classes: list[str], key: str) -> pd.DataFrame:
+    """The labels of a CSV; `key` is the parameter that led to it."""
+    columns = columns_of(path, f"{key} in params.yaml", ["image_id", *classes])
     missing = [name for name in ["image_id", *classes] if name not in columns]
     if missing:
         raise UserError(
-            f"{path} has no column {missing[0]!r} ({KEY} in params.yaml); its columns are: "
+            f"{path} has no column {missing[0]!r} ({key} in params.yaml); its columns are: "
             f"{', '.join(columns)[:200]}"
         )
     try:
@@ -69,8 +104,8 @@ def _from_csv(path: str, classes: list[str]) -> pd.DataFrame:
         )
         rows = pd.concat([_checked(part, path, classes) for part in parts])
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{KEY} in params.yaml: {path}: {error}") from None
-    return _without_duplicates(rows, path)
+        raise UserError(f"{key} in params.yaml: {path}: {error}") from None
+    return without_duplicates(rows, path)
 
 
 def _check_lengths(path: str, columns: int) -> None:
@@ -115,10 +150,10 @@ def _from_lines(path: str, classes: list[str]) -> pd.DataFrame:
                     f"name nor a number from 0 to {len(classes) - 1}; a CSV takes any name"
                 )
             values[row, number[name]] = 1
-    return _without_duplicates(table(ids, values, classes), path)
+    return without_duplicates(table(ids, values, classes), path)
 
 
-def _without_duplicates(rows: pd.DataFrame, path: str) -> pd.DataFrame:
+def without_duplicates(rows: pd.DataFrame, path: str) -> pd.DataFrame:
     twice = rows["image_id"][rows["image_id"].duplicated()]
     if len(twice):
         row = f", row {twice.index[0] + 2}" if path.endswith(".csv") else ""

@@ -1,0 +1,94 @@
+"""What people answered about images: the files that come back from `ccd review`.
+
+Each reader returns `image_id` and a column a class: 1, 0, or NaN where nobody looked.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.runtime.errors import UserError, reason
+from stages.runtime.params import NONE
+from stages.sources import label_table
+from stages.sources.coco import read_annotations
+
+KEY = "source.answers"
+FORMULA = "./"  # in front of an id that a spreadsheet would take for a formula; the same path
+
+
+def answers(path: str, classes: list[str]) -> pd.DataFrame:
+    """The answers in a file, or in all of a folder, of the images of which a class was looked at.
+
+    .csv: `image_id` and a column a class, 1 or 0, empty where nobody looked; other columns are left
+    out. .json: an export of Label Studio's, or COCO's form; there an image was looked at as a
+    whole. Of two files that answer the same the last by its name counts. None for `data/none`.
+    Raises `UserError` for a file of another form, or of other classes.
+    """
+    known = label_table.table([], np.zeros((0, len(classes))), classes)
+    files = [] if path == NONE else [path]
+    if files and Path(path).is_dir():
+        inside = sorted(Path(path).iterdir())
+        files = [str(file) for file in inside if file.suffix.lower() in (".csv", ".json")]
+    for file in files:
+        own = label_table.without_duplicates(of_file(file, classes), file).set_index("image_id")
+        known = own.combine_first(known.set_index("image_id")).reset_index()
+    return known.loc[known[classes].notna().any(axis=1), ["image_id", *classes]]
+
+
+def of_file(path: str, classes: list[str]) -> pd.DataFrame:
+    """The answers in one file."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".csv":
+        known = label_table.from_csv(path, classes, KEY)
+        known["image_id"] = known["image_id"].str.removeprefix(FORMULA)
+        return known
+    if suffix != ".json":
+        raise UserError(f"{KEY} in params.yaml: {path} ends neither in .csv nor in .json")
+    content = read_json(path)
+    if isinstance(content, list):
+        return of_label_studio(content, path, classes)
+    annotations = read_annotations(Path(path), KEY)
+    ids = [image["id"] for image in annotations.images]
+    names = [str(image["file_name"]) for image in annotations.images]
+    return label_table.table(names, annotations.labels(ids, classes), classes)
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file holds."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except RecursionError:
+        raise UserError(f"{KEY} in params.yaml: {path} is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{KEY} in params.yaml: {path} cannot be read: {reason(error)}") from None
+
+
+def of_label_studio(tasks: list[Any], path: str, classes: list[str]) -> pd.DataFrame:
+    """What the last annotation of each task chose is there, all else not.
+
+    One that was cancelled does not count; a task without any was not looked at.
+    """
+    ids, values = [], []
+    for number, task in enumerate(tasks, 1):
+        try:
+            image_id = str(task["data"]["image_id"])
+            given = [a for a in task.get("annotations", []) if not a.get("was_cancelled")]
+            if not given:
+                continue
+            results = [r["value"]["choices"] for r in given[-1]["result"] if r["type"] == "choices"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{KEY} in params.yaml: {path}, task {number} is not as Label Studio's export "
+                f"(JSON) has it: {type(error).__name__} {error}"
+            ) from None
+        chosen = {str(name) for names in results for name in names}
+        if odd := sorted(chosen - set(classes)):
+            raise UserError(f"{path}, task {number}: {odd[0]!r} is none of the classes")
+        ids.append(image_id)
+        values.append([name in chosen for name in classes])
+    return label_table.table(ids, np.array(values).reshape(len(ids), len(classes)), classes)
