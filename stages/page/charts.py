@@ -11,6 +11,7 @@ import vl_convert
 INK, QUIET, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 INITIAL, LOCAL, FUSED, TEACHER = "#9fb3c8", "#f0b429", "#2186eb", "#cbd2d9"
 TRUE = "#3ebd93"
+CLASS = 20  # pixels that a class takes at least, of a chart of all classes
 
 
 def ladder(rungs: pd.DataFrame) -> str:
@@ -31,17 +32,19 @@ def ladder(rungs: pd.DataFrame) -> str:
 
 
 def bias(table: pd.DataFrame) -> str:
-    """Bars of `bias` by `class`, greatest first (the paper's Figure 2d)."""
+    """Bars of `bias` by `class`, greatest first, pale where not `measured` (Figure 2d)."""
+    across = max(560, CLASS * len(table))
     base = alt.Chart(table).encode(
         x=alt.X("class:N", sort="-y", title=None, axis=alt.Axis(labelAngle=-45)),
         y=alt.Y("bias:Q", scale=alt.Scale(domain=[0, 1]), title="mean top-1 probability"),
     )
-    bars = base.mark_bar(color=FUSED, width={"band": 0.7})
+    solid = alt.condition("datum.measured", alt.value(1), alt.value(0.35))
+    bars = base.mark_bar(color=FUSED, width={"band": 0.7}).encode(opacity=solid)
     mean = alt.Chart(table).mark_rule(color=INK, strokeDash=[4, 3]).encode(y="mean(bias):Q")
     text = base.mark_text(dy=-6, color=INK, fontSize=9).encode(
         text=alt.Text("bias:Q", format=".2f")
     )
-    return svg((bars + mean + text).properties(width=560, height=200))
+    return svg((bars + mean + text).properties(width=across, height=200))
 
 
 def label_counts(table: pd.DataFrame, order: list[str]) -> str:
@@ -59,7 +62,8 @@ def label_counts(table: pd.DataFrame, order: list[str]) -> str:
             ),
         )
     )
-    return svg(chart.properties(width=620, height=200))
+    across = max(620, 2 * CLASS * table["class"].nunique())
+    return svg(chart.properties(width=across, height=200))
 
 
 def label_values(table: pd.DataFrame, order: list[str]) -> str:
@@ -121,10 +125,12 @@ def training(history: pd.DataFrame) -> str:
 
 
 def per_class(table: pd.DataFrame, order: list[str]) -> str:
-    """One row a `class`: a dot for the `AP` of each `scorer`."""
+    """One row a `class`, the last scorer's best first: a dot for the `AP` of each `scorer`."""
     colours = [TEACHER, LOCAL, FUSED]
+    last = table[table["scorer"] == order[-1]].sort_values("AP", ascending=False, kind="stable")
+    best = list(last["class"])
     base = alt.Chart(table).encode(
-        y=alt.Y("class:N", title=None, sort=alt.EncodingSortField("AP", "max", "descending")),
+        y=alt.Y("class:N", title=None, sort=best),
         x=alt.X("AP:Q", scale=alt.Scale(domain=[0, 100]), title="average precision, %"),
     )
     span = base.mark_line(color=GRID, strokeWidth=3).encode(detail="class:N")

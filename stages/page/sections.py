@@ -27,6 +27,8 @@ class Evidence:
     initial_labels: pd.DataFrame
     local_labels: pd.DataFrame
     pseudo_labels: pd.DataFrame
+    predictions: pd.DataFrame
+    cuts: pd.DataFrame
     cam_boxes: pd.DataFrame
     local_scores: pd.DataFrame
     metrics: Metrics
@@ -49,13 +51,20 @@ class Figure(NamedTuple):
     value: str
 
 
+class Drawing(NamedTuple):
+    """A chart as SVG, and what it is, for who cannot see it."""
+
+    alt: str
+    svg: str
+
+
 class Section(NamedTuple):
-    """A title, a paragraph and charts as SVG; `id` is what can be linked to."""
+    """A title, a paragraph and charts; `id` is what can be linked to."""
 
     id: str
     title: str
     text: str
-    svgs: list[str]
+    drawings: list[Drawing]
 
 
 class Counts(NamedTuple):
@@ -91,6 +100,26 @@ def headline(of: Evidence) -> list[Figure]:
     ]
 
 
+def answered(of: Evidence) -> list[str]:
+    """A sentence a split, of what people's answers say of the student's calls."""
+    found = []
+    for split, told in of.metrics.get("answers", {}).items():
+        figures = [
+            f"{name} {value:.0f} % ({low:.0f} to {high:.0f})"
+            for name, (value, low, high) in (
+                (name, ends)
+                for name, ends in (("precision", told["precision"]), ("recall", told["recall"]))
+                if ends
+            )
+        ]
+        seen = ", which the student has learned" if split == "train" else ""
+        found.append(
+            f"{told['answers']} answers of {told['images']} {split} images{seen}: "
+            f"{', '.join(figures) or 'nothing that can be judged'}."
+        )
+    return found
+
+
 def quality_sections(of: Evidence) -> list[Section]:
     """What only ground truth can tell; nothing without it."""
     sections = []
@@ -102,7 +131,7 @@ def quality_sections(of: Evidence) -> list[Section]:
                 "The ladder",
                 "How good each label is on the training images, and each classifier on the "
                 "test images. Labels and classifiers are judged on different images.",
-                [charts.ladder(ladder)],
+                [Drawing("Average precision of every label and classifier", charts.ladder(ladder))],
             )
         )
     if "mAP" in of.metrics:
@@ -119,8 +148,14 @@ def quality_sections(of: Evidence) -> list[Section]:
                 "Average precision on the test images, and precision over recall for all "
                 "pairs of image and class. A class without a positive has no average precision.",
                 [
-                    charts.per_class(table.dropna(), list(SCORERS.values())),
-                    charts.precision_recall(curves, list(SCORERS.values())),
+                    Drawing(
+                        "Average precision of each class",
+                        charts.per_class(table.dropna(), list(SCORERS.values())),
+                    ),
+                    Drawing(
+                        "Precision over recall",
+                        charts.precision_recall(curves, list(SCORERS.values())),
+                    ),
                 ],
             )
         )
@@ -150,8 +185,9 @@ def label_sections(of: Evidence) -> list[Section]:
             "bias",
             "The teacher's bias",
             "Mean probability of the teacher's best class, over the images it is sure of "
-            "(the paper's Figure 2d; the dashed line is the mean). Labels are divided by it.",
-            [charts.bias(of.bias)],
+            "(the paper's Figure 2d; the dashed line is the mean). A pale bar could not be "
+            "measured, and is the mean of the others.",
+            [Drawing("The bias of each class", charts.bias(of.bias))],
         ),
         Section(
             "labels",
@@ -159,8 +195,14 @@ def label_sections(of: Evidence) -> list[Section]:
             "How the positives are spread over the classes (the paper's Figure 10), and "
             "how often each label value occurs.",
             [
-                charts.label_counts(positive_shares(counted, classes), list(counted)),
-                charts.label_values(_histogram(values), list(values)),
+                Drawing(
+                    "How positives are spread over the classes",
+                    charts.label_counts(positive_shares(counted, classes), list(counted)),
+                ),
+                Drawing(
+                    "How often each label value occurs",
+                    charts.label_values(_histogram(values), list(values)),
+                ),
             ],
         ),
     ]
@@ -172,7 +214,7 @@ def label_sections(of: Evidence) -> list[Section]:
                 "Losses, and mean average precision of the training predictions against "
                 "the labels trained on. The grey line is the label update, the dashed one "
                 "the epoch that was kept.",
-                [charts.training(of.training)],
+                [Drawing("Losses and average precision by epoch", charts.training(of.training))],
             )
         )
     return sections
