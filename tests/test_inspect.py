@@ -113,7 +113,7 @@ def test_what_is_shown_and_written_in_a_terminal(project: Project):
     (project / "photos/train/cut.jpg").write_bytes(b"")
     project.set(source__max_bad_share=1.0)
     project.stage("index")
-    for table in ("*_labels", "*_scores", "cam_boxes", "predictions", "ground_truth"):
+    for table in ("*_labels", "*_scores", "cam_boxes", "predictions", "*truth", "answers"):
         for path in Path(project.root).glob(f"data/{table}.parquet"):  # of the index before
             path.unlink()
     done = project.run("ccd", "inspect", "train/cut.jpg", "--picture", "no.png", check=False)

@@ -10,8 +10,7 @@ import shutil
 from pathlib import Path
 
 from stages.artifacts import STUDENT
-from stages.models.student import StudentConfig
-from stages.models.weights import load_weights
+from stages.command.predict import must_be_a_student
 from stages.runtime.errors import UserError
 from stages.runtime.params_file import PARAMS_FILE, edit_params, parse_params, read_yaml
 from stages.storage.provenance import check_sums, file_digest
@@ -31,6 +30,10 @@ def again() -> Path:
             f"{PARAMS_FILE}: `cam_boxes.views: {params.cam_boxes.views}` asks no student where to "
             "look, so the views would stay as they are: make it cam"
         )
+    must_be_a_student(STUDENT)
+    from stages.models.student import StudentConfig
+    from stages.models.weights import load_weights
+
     load_weights(STUDENT, StudentConfig)
     folder = STUDENT.parent
     check_sums(folder, *(file.name for file in folder.iterdir() if file.suffix == ".csv"))

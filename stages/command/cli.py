@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,8 @@ from stages.command.ending import fail, one_line, place_for
 from stages.runtime.errors import clean
 from stages.runtime.publishing import write_whole
 
+PUBLISHED = ("voc07", "voc12", "coco", "nuswide")
+WRONG_USE: Any = typer.BadParameter.__base__  # of a command; typer itself names this kind alone
 STUDENT = Path("data/classifier/student.safetensors")
 app = typer.Typer(
     help="Annotation-free multi-label image classification. `dvc repro` runs the pipeline.",
@@ -27,6 +30,7 @@ for command in (
     cli_project.init,
     cli_project.doctor,
     cli_project.status,
+    cli_project.compare,
     cli_project.inspect,
     cli_project.review,
     cli_project.update,
@@ -100,10 +104,11 @@ def predict(
     if output is not None:
         place_for(output)
     with one_line():
-        from stages.command.predict import content, cuts_for, images_in, named
+        from stages.command.predict import content, cuts_for, images_in, must_be_a_student, named
         from stages.command.predict import predict as predict_images
 
         images = images_in(paths)
+        must_be_a_student(student)
         cuts = cuts_for(student) if calibrate else None
         table = predict_images(images, student, max_pixels, cuts)
         own = 0.5 if cuts is None else cuts.threshold
@@ -126,8 +131,10 @@ def export(
     """Write the classifier as an ONNX file, with its names, cuts and normalisation inside."""
     place_for(output)
     with one_line():
+        from stages.command.predict import cuts_for, must_be_a_student
+
+        must_be_a_student(student)
         from stages.command.export import export as exported
-        from stages.command.predict import cuts_for
 
         write_whole(output, exported(student, cuts_for(student)))
     typer.echo(clean(f"{output}: `images` in, `probabilities` out; its properties say the rest."))
@@ -166,6 +173,8 @@ def fetch(
     yes: Annotated[bool, typer.Option("--yes", help="Download it.")] = False,
 ) -> None:
     """Say what a published data set is, where from and under what terms; with --yes, get it."""
+    if dataset not in PUBLISHED:
+        fail(f"nothing is known of {dataset!r}, but of {', '.join(PUBLISHED)}")
     from stages.command.fetch import DATA_SETS, description
     from stages.command.fetch import fetch as fetch_data_set
 
@@ -244,5 +253,20 @@ def _format_of(output: Path | None) -> Format:
     return known[output.suffix]
 
 
+def main() -> None:
+    """The command; a wrong use of it ends with one line and 2, as all else that is wrong."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except WRONG_USE as error:
+        said = " ".join(error.format_message().split())
+        if said:  # nothing where the help was shown
+            command = error.ctx.command_path if error.ctx else "ccd"
+            typer.echo(clean(f"ccd: {said} (see `{command} --help`)"), err=True)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("ccd: stopped", err=True)
+        sys.exit(128 + signal.SIGINT)
+
+
 if __name__ == "__main__":
-    app()
+    main()

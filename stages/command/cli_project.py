@@ -1,4 +1,4 @@
-"""The commands of a project: `ccd init`, `doctor`, `status`, `inspect`, `review`, `update`."""
+"""The commands of a project: `ccd init`, `doctor`, `status`, `compare`, `inspect`, …"""
 
 from __future__ import annotations
 
@@ -73,6 +73,40 @@ def status() -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table, markup=False)
 
 
+def compare(
+    revision: Annotated[str, typer.Argument(help="A branch, tag or commit, with its results/.")],
+) -> None:
+    """Show parameters and results here beside those committed at another revision."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from stages.command.compare import JUDGED, OF_CLASS
+    from stages.command.compare import compare as beside
+
+    with one_line():
+        found = beside(revision)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    params = Table("parameter", revision, "here", box=None)
+    for key, values in found.params.items():
+        params.add_row(key, *(clean(str(value)) for value in values))
+    if found.params:
+        console.print(params, markup=False)
+    else:
+        typer.echo(f"The parameters are those of {revision}.")
+    for table, names in ((found.ladder, JUDGED), (found.classes, OF_CLASS)):
+        first = [str(column) for column in table if " " not in str(column)]
+        heads = [head for name in names.values() for head in (name, "here", "change")]
+        shown = Table(*first, *heads, box=None)
+        for row in table.to_dict("records"):
+            cells = [clean(str(row[column])) for column in first]
+            for name in names:
+                there, here = row[f"{name} there"], row[f"{name} here"]
+                figures = (f"{there:.1f}", f"{here:.1f}", f"{here - there:+.1f}")
+                cells += ["" if "nan" in figure else figure for figure in figures]
+            shown.add_row(*cells)
+        console.print(shown, markup=False)
+
+
 def inspect(
     image: Annotated[str, typer.Argument(help="Its id in data/index.parquet, or its path.")],
     drawn: Annotated[
@@ -89,6 +123,8 @@ def inspect(
     form = drawn and {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(drawn.suffix.lower())
     if drawn and not form:
         fail(f"--picture {drawn}: its name should end with .png or .jpg", 2)
+    if drawn:
+        place_for(drawn)
     with one_line():
         known = known_of(image)
         row = known.row
@@ -186,12 +222,14 @@ def doctor(
 
 def _say_what_speaks_against_it(seconds: float) -> bool:
     """A line a finding; whether there is something to do."""
-    from stages.command.doctor import examine
     from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
 
     wrong = False
     with one_line():
-        for finding in examine(parse_params(read_yaml(PARAMS_FILE)), seconds):
+        params = parse_params(read_yaml(PARAMS_FILE))
+        from stages.command.doctor import examine
+
+        for finding in examine(params, seconds):
             line = f"{'!' if finding.remedy else ' '} {finding.what}: {finding.found}"
             typer.echo(clean(line))
             if finding.remedy:

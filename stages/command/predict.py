@@ -1,4 +1,7 @@
-"""The trained student at work on new images, alone: no CLIP, no index, no DVC."""
+"""The trained student at work on new images, alone: no CLIP, no index, no DVC.
+
+Torch takes seconds to import, so that what is wrong with a command is said before.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from stages.artifacts import THRESHOLDS
-from stages.images.crops import DETAIL, squash, stack_views
 from stages.images.decode import SUFFIXES, BadImage, decode, read_regular
-from stages.images.prefetch import split_batches
 from stages.method.cuts import Cuts, calibrated
-from stages.models.device import device
-from stages.models.student import Student
 from stages.runtime.errors import UserError, clean
 from stages.runtime.progress import meter, warn
 from stages.runtime.types import Floats
@@ -27,6 +26,9 @@ from stages.sources.folder import REMEDY, in_words, photographs
 from stages.sources.photograph import Photograph, is_formula, printable
 from stages.storage.provenance import file_digest
 from stages.storage.tables import read_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STATED = ("image", "status", "error")  # of every image, before its probabilities
 MAX_PIXELS = 100_000_000  # as `source.max_pixels` is by default
@@ -47,6 +49,23 @@ def images_in(paths: Iterable[Path]) -> list[Photograph]:
         else:
             raise UserError(f"{printable(os.fsencode(path))} is not there")
     return photos
+
+
+def must_be_a_student(weights: Path) -> None:
+    """Raise `UserError` unless a student's weights and what says so seem to lie there."""
+    beside = weights.with_suffix(".json")
+    for path in (beside, weights):
+        if not path.is_file():
+            raise UserError(
+                f"{path} is not there: run `dvc repro` first, or name a student's weights with "
+                "--student; their .json lies beside them"
+            )
+    try:
+        note = json.loads(beside.read_bytes())
+    except ValueError:
+        raise UserError(f"{beside} is damaged (it is no JSON): copy both files again") from None
+    if not isinstance(note, dict) or "classes" not in note:
+        raise UserError(f"{weights} is no trained student: its .json names no `classes`")
 
 
 def cuts_for(weights: Path) -> Cuts | None:
@@ -77,6 +96,11 @@ def predict(
     They are calibrated by `cuts`, or as the student says them. An image that cannot be used has a
     status other than ok, the reason, and no probabilities.
     """
+    from stages.images.crops import stack_views
+    from stages.images.prefetch import split_batches
+    from stages.models.device import device
+    from stages.models.student import Student
+
     student = Student.load(weights, device())
     size, classes = student.config.size, student.config.classes
     probabilities = np.full((len(images), len(classes)), np.nan, np.float32)
@@ -110,6 +134,8 @@ def remedy_for(photo: Photograph) -> str:
 
 def read_view(photo: Photograph, size: int, max_pixels: int) -> Tensor:
     """The whole image squashed to a square; raises `BadImage`."""
+    from stages.images.crops import DETAIL, squash
+
     if photo.error:
         raise BadImage("bad_name", photo.error)
     try:
