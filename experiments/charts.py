@@ -68,3 +68,21 @@ def togetherness(pairs: pd.DataFrame) -> str:
         )
     )
     return svg(chart.properties(width=380, height=240))
+
+
+def reliability(bins: pd.DataFrame) -> str:
+    """The share that is `true` over the probability that was `said`, a line a seed and kind."""
+    x = alt.X("said:Q", title="probability", scale=alt.Scale(domain=[0, 1]))
+    lines = (
+        alt.Chart(bins)
+        .mark_line(point=True)
+        .encode(
+            x=x,
+            y=alt.Y("true:Q", title="share that is true", scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color("probabilities:N", scale=alt.Scale(range=[FUSED, TEACHER]), title=None),
+            detail="seed:N",
+        )
+    )
+    ends = pd.DataFrame({"said": [0, 1], "true": [0, 1]})
+    even = alt.Chart(ends).mark_line(color=GRID, strokeDash=[4, 3]).encode(x=x, y="true:Q")
+    return svg((even + lines).properties(width=300, height=300))

@@ -44,8 +44,11 @@ from stages.method.closed_form import calibrate, fit_by_likelihood, logits_of
 from stages.method.similarity import similarities
 from stages.runtime.types import Floats
 from stages.storage.arrays import Store, read_store
+from stages.storage.index import index_digest
+from stages.storage.tables import read_table
 
 NAME, RESULTS = "label_kinds", Path("results")
+WANTED = ("ground_truth", "bias", "student_features", "local_clip")
 LINE = ["row", "labels_per_image", "label_mAP", "label_micro_AP", "mAP", "common", "micro_AP"]
 
 
@@ -75,7 +78,7 @@ def main(
     must_be_judged(numbers[0])
     lines = []
     for seed in numbers:
-        seen = read(reproduce(seed, UNTRAINED, "bias", "student_features", "local_clip"))
+        seen = read(reproduce(seed, UNTRAINED, *WANTED))
         for kind, labels in kinds(seen, params.fuse_labels.alpha):
             lines.append({"row": kind, "seed": seed} | judged(seen, labels))
             print(lines[-1], flush=True)
@@ -93,10 +96,11 @@ def read(done: Path) -> Seen:
         values: Floats = stored[name][...]
         return values
 
-    index = pd.read_parquet(done / INDEX.path)
+    index, _ = read_table(replace(INDEX, path=done / INDEX.path))
+    of_truth = replace(GROUND_TRUTH, path=done / GROUND_TRUTH.path)
+    truth = read_table(of_truth, index_digest(index))[0].set_index("image_id")
     ok = index["status"] == "ok"
     rows = {split: (ok & (index["split"] == split)).to_numpy() for split in ("train", "test")}
-    truth = pd.read_parquet(done / GROUND_TRUTH.path).set_index("image_id")
     text, note = read_store(replace(CLASS_TEXT, path=done / CLASS_TEXT.path))
     whole = array(GLOBAL_CLIP, "embedding")[rows["train"]]
     windows = array(LOCAL_CLIP, "embedding").reshape(len(whole), -1, whole.shape[1])

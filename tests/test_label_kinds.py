@@ -15,6 +15,7 @@ from stages.method.closed_form import FOLDS, calibrate, fit, logits_of
 from stages.method.debias import debias
 from stages.method.fusion import fuse, pool_views
 from stages.method.similarity import class_probabilities, similarities
+from stages.runtime.errors import UserError
 from tests.conftest import Project
 
 IMAGES, WINDOWS, CLASSES, DIM = 40, 4, 3, 6
@@ -120,3 +121,11 @@ def test_what_a_run_left_is_judged_kind_by_kind(project: Project, monkeypatch: p
     lines = {name: judged(given, labels) for name, labels in kinds(given, 0.4)}
     assert lines["the truth"]["label_mAP"] == pytest.approx(100)
     assert all(0 <= line["mAP"] <= 100 for line in lines.values())
+
+
+def test_labels_of_other_photographs_are_refused(project: Project):
+    """As of another seed of the demo, whose run did not make them anew."""
+    (project / "photos/test/00000.jpg").unlink()
+    project.stage("index")
+    with pytest.raises(UserError, match="made from another index"):
+        read(project.root)

@@ -11,7 +11,7 @@ import vl_convert
 INK, QUIET, GRID = "#1f2933", "#5f6b78", "#e4e7eb"
 INITIAL, LOCAL, FUSED, TEACHER = "#9fb3c8", "#f0b429", "#2186eb", "#cbd2d9"
 TRUE = "#3ebd93"
-CLASS = 20  # pixels that a class takes at least, of a chart of all classes
+CLASS = 24  # pixels that a class takes at least, of a chart of all classes
 
 
 def ladder(rungs: pd.DataFrame) -> str:
