@@ -54,6 +54,13 @@ MINI = {
 }
 
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIETLY = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+
+
 def write_tiny_teacher(
     folder: Path, mean: tuple[float, ...] = (0.5,) * 3, std: tuple[float, ...] = (0.25,) * 3
 ) -> None:
@@ -230,6 +237,16 @@ def project(finished: Project, tmp_path: Path) -> Project:
     """A copy of a finished project, to change; its stages start at once."""
     shutil.copytree(finished.root, tmp_path / "project")
     return Project(tmp_path / "project", finished.environment)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIETLY))
+        yield started
+        started.close()
 
 
 @pytest.fixture

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +20,7 @@ import pytest
 from PIL import Image
 
 from stages.runtime.code import ROOT
-from tests.conftest import MINI_CLASSES, Project
+from tests.conftest import CHROMIUM, MINI_CLASSES, Project
 
 README = (ROOT / "README.md").read_text()
 WITHOUT_TORCH = README.partition("without torch")[2].partition("```py\n")[2].partition("```")[0]
@@ -59,11 +65,66 @@ def test_names_and_cuts_are_inside(finished: Project, exported: Path):
     assert tuple(json.loads(notes["classes"])) == MINI_CLASSES
     assert json.loads(notes["thresholds"]) == pytest.approx(cuts["threshold"], abs=1e-5)
     assert notes["size"] == "64"
+    beside = json.loads(exported.with_suffix(".json").read_text())
+    assert beside == {
+        key: value if key == "about" else json.loads(value) for key, value in notes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def served(exported: Path) -> Iterator[str]:
+    """The page of the docs, the model and ONNX Runtime's package for browsers, by HTTP."""
+    folder = exported.parent
+    shutil.copy(ROOT / "docs/browser.html", folder)
+    install = ["npm", "install", "--no-audit", "--no-fund", "--silent", "onnxruntime-web@1.30.0"]
+    subprocess.run(install, cwd=folder, check=True, capture_output=True)
+    serve = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), serve)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm")
+def test_a_browser_says_what_predict_says_of_every_photograph(
+    finished: Project, exported: Path, served: str, browser: Any
+):
+    seen = Image.open(finished / "photos/test/00001.jpg")
+    made = exported.parent / "photos"
+    made.mkdir()
+    turned = seen.getexif()
+    turned[0x0112] = 6  # a phone held upright
+    seen.crop((0, 0, 120, 50)).save(made / "turned.jpg", exif=turned)
+    for number, size in enumerate([(50, 120), (120, 65), (90, 90), (64, 90), (70, 40)]):
+        seen.resize(size).save(made / f"{number}.png")
+    seen.resize((31, 40)).save(made / "small.png")
+    clear = seen.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(seen.size).point(lambda v: 255 * (v > 99)))
+    clear.save(made / "clear.png")
+    for photo in (finished / "photos").rglob("*.jpg"):
+        shutil.copy(photo, made / f"{photo.parent.name}-{photo.name}")
+    finished.run("ccd", "predict", str(made), "-o", f"{exported.parent}/here.parquet")
+    said = pd.read_parquet(exported.parent / "here.parquet")
+    said = said[said["status"] == "ok"]
+    assert len(said) > 30
+    page = browser.new_page()
+    page.goto(f"{served}/browser.html")
+    page.wait_for_function("window.look !== undefined")
+    ask = "async (name) => [...await look(await (await fetch(`photos/${name}`)).blob())]"
+    found = [page.evaluate(ask, Path(image).name) for image in said["image"]]
+    assert np.array(found) == pytest.approx(said[list(MINI_CLASSES)].to_numpy(), abs=1e-4)
+    first = said.iloc[0]
+    page.locator("input").set_input_files(first["image"])
+    named = ", ".join(name for name in MINI_CLASSES if name in first["labels"]) or "–"
+    page.get_by_text(f"{Path(first['image']).name}: {named}").wait_for(timeout=5000)
 
 
 @pytest.mark.parametrize(
     ("words", "code", "why"),
     [
+        (["a.json"], 2, "a.json would be written over by its notes"),
         (["photos"], 2, "photos is a folder"),
         (["gone/a.onnx"], 2, "there is no folder gone"),
         (["a.onnx", "--student", "gone.safetensors"], 1, "gone.json is not there"),

@@ -134,10 +134,17 @@ def export(
         from stages.command.predict import cuts_for, must_be_a_student
 
         must_be_a_student(student)
+        if output.suffix == ".json":
+            fail(f"{output} would be written over by its notes: name it .onnx", 2)
         from stages.command.export import export as exported
 
-        write_whole(output, exported(student, cuts_for(student)))
-    typer.echo(clean(f"{output}: `images` in, `probabilities` out; its properties say the rest."))
+        content, notes = exported(student, cuts_for(student))
+        write_whole(output, content)
+        write_whole(output.with_suffix(".json"), notes)
+    typer.echo(
+        clean(f"{output}: `images` in, `probabilities` out; its properties say the rest, as")
+    )
+    typer.echo(clean(f"does {output.with_suffix('.json')}, for engines that do not give them out."))
 
 
 @app.command()

@@ -53,11 +53,13 @@ class Deployed(nn.Module):
         return (logits * self.scale + self.offset).sigmoid()
 
 
-def export(weights: Path, cuts: Cuts | None) -> bytes:
-    """The content of an ONNX file of a classifier.
+def export(weights: Path, cuts: Cuts | None) -> tuple[bytes, bytes]:
+    """The content of an ONNX file of a classifier, and of a JSON file with the notes in it.
 
-    cuts: its own; without them probabilities are as the student says them, and cut at a half.
-    Raises `UserError` where ONNX Runtime would say something else than torch.
+    cuts: its own; without them probabilities are as the student says them, and cut at a half. Some
+    engines, such as a browser's, do not give out what an ONNX file holds beside its graph, so the
+    notes are also by themselves. Raises `UserError` where ONNX Runtime would say something else
+    than torch.
     """
     must_be_installed("ccd export")
     student = Student.load(weights, "cpu")
@@ -94,17 +96,21 @@ def export(weights: Path, cuts: Cuts | None) -> bytes:
             f"ccd export: {student.config.arch} cannot be exported: {reason(error)}"
         ) from None
     thresholds = [0.5] * len(classes) if cuts is None else cuts.threshold.tolist()
+    notes = {
+        "about": ABOUT,
+        "classes": list(classes),
+        "thresholds": [round(float(t), 6) for t in thresholds],
+        "size": size,
+    }
     said = with_notes(
         content.getvalue(),
         {
-            "about": ABOUT,
-            "classes": json.dumps(list(classes), ensure_ascii=False),
-            "thresholds": json.dumps([round(float(t), 6) for t in thresholds]),
-            "size": str(size),
+            key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for key, value in notes.items()
         },
     )
     must_agree(said, images, expected)
-    return said
+    return said, (json.dumps(notes, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def with_notes(content: bytes, notes: dict[str, str]) -> bytes:
