@@ -106,6 +106,17 @@ def ablations(params: Params, preset: str = "") -> dict[str, Ablation]:
             },
             boxes=True,
         ),
+        "windows": Ablation(
+            {
+                "class activation maps, five an image": {},
+                "class activation maps, nine": {"cam_boxes.mean_views": 9.0},
+                "nine windows of half the side": {
+                    "cam_boxes.views": "windows",
+                    "cam_boxes.mean_views": 9.0,
+                },
+                "nine tiles": {"cam_boxes.views": "grid", "cam_boxes.mean_views": 9.0},
+            },
+        ),
         "figure6a": Ablation(
             _curve("cam_boxes.mean_views", [round(m * views, 2) for m in (0.4, 0.7, 1, 1.4, 1.8)]),
             axis="views an image, on average",

@@ -68,10 +68,13 @@ def run(name: str, params: Params, job: Job) -> None:
     if data.classes != class_columns(GLOBAL_SCORES, clip):
         raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
     known = aligned(data.truth, data.rows)
-    if method.knows != "clip" and np.isnan(known).all():
+    if (method.knows != "clip" or method.told) and np.isnan(known).all():
         raise UserError(f"{name} needs labels of training images: see source.labels in params.yaml")
     scores = aligned(clip, data.rows)
     observed = observe(method, known, scores, settings, np.random.default_rng(params.seed))
+    if method.told:
+        rate = float(np.nanmean(np.nansum(known, axis=1)))
+        settings = settings.model_copy(update={"expected": rate})
     boost = settings.boost if method.boost else 1.0
     objective = method.objective(torch.from_numpy(observed), settings, params.seed)
     result, _ = train_and_judge(job, params, data, objective, boost)

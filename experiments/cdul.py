@@ -4,7 +4,8 @@
 
 CLIP's probabilities of the whole image and of its nine tiles become initial labels; the student
 learns them, and after each epoch they take a step towards its predictions. The tiles are the
-pipeline's own local views, so it must have run with `cam_boxes: {views: grid, mean_views: 9}`.
+pipeline's own local views, so it must have run with `cam_boxes: {views: grid, mean_views: 9}`, or
+`windows` for such that overlap.
 
 Reads the index, CLIP's scores of images and tiles, the student's first weights and, to judge, the
 ground truth. Writes `results/table1/cdul.json`, with how good the labels were before and after each
@@ -42,9 +43,9 @@ def run(params: Params, job: Job) -> None:
     settings, data = read_settings().cdul, read_data()
     rows = data.rows
     boxes, of_boxes = read_table(CAM_BOXES, data.digest, columns=["image_id"])
-    if of_boxes["views"] != "grid" or len(boxes) != TILES * len(rows):
+    if of_boxes["views"] not in ("grid", "windows") or len(boxes) != TILES * len(rows):
         raise UserError(
-            "the local views are no 3 x 3 tiles: set cam_boxes.views to grid and "
+            "the local views are neither 3 x 3 tiles nor windows: set cam_boxes.views to grid and "
             "cam_boxes.mean_views to 9 in params.yaml and run `dvc repro fuse_labels`, or use "
             "`python -m experiments.table1`, which does so beside"
         )
@@ -57,7 +58,7 @@ def run(params: Params, job: Job) -> None:
     epochs = params.warmup.epochs + params.train.epochs
     truth = aligned(data.truth, rows)
     objective = Aligned(torch.from_numpy(labels), truth, settings, epochs)
-    result, state = train_and_judge(job, params, data, objective, 1.0)
+    result, state = train_and_judge(job, params, data, objective, settings.boost)
     shares = state.objective["quality"].tolist()
     quality = [None if math.isnan(share) else round(100 * share, 2) for share in shares]
     told = {"knows": "clip", "label_mAP": quality}

@@ -17,6 +17,7 @@ import pandas as pd
 import typer
 from ruamel.yaml import YAML
 
+from experiments.settings import FILE as SETTINGS
 from stages.artifacts import GROUND_TRUTH, INDEX
 from stages.command.preset import preset as preset_of
 from stages.runtime.errors import UserError
@@ -97,12 +98,21 @@ def link(path: Path) -> None:
         place.symlink_to(path.resolve())
 
 
-def reproduce(seed: int, changes: Mapping[str, object], *targets: str) -> Path:
-    """Run `targets` in the clone with some parameters changed; returns where their outputs are."""
+def reproduce(
+    seed: int,
+    changes: Mapping[str, object],
+    *targets: str,
+    settings: Mapping[str, object] | None = None,
+) -> Path:
+    """Run `targets` in the clone with some parameters changed; returns where their outputs are.
+
+    settings: what changes in `experiments/params.yaml`.
+    """
     subprocess.run(["git", "checkout", "-q", "-f", "."], cwd=CLONE, check=True)
     for lock in LOCKS:
         (CLONE / lock).unlink(missing_ok=True)
     edit_params(CLONE / PARAMS_FILE, {"seed": seed, **changes})
+    edit_params(CLONE / SETTINGS, settings or {})
     show_experiments(CLONE)
     if Path(_value("source.root")).is_relative_to(DEMO):
         edit_params(CLONE / DEMO_PARAMS, {"world.seed": seed, "teacher.seed": seed})

@@ -31,6 +31,7 @@ class Cdul(Section):
     difference: Share
     wait: Count
     width: Positive
+    boost: Positive
 
 
 class Settings(Section):

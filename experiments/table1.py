@@ -41,6 +41,15 @@ QUOTED: dict[tuple[str, str], Published] = {
 }
 CDUL: Published = (88.6, 89.0, 69.2, 44.0)
 TILES = {"cam_boxes.views": "grid", "cam_boxes.mean_views": 9.0}  # what CDUL looks at
+WINDOWS = TILES | {"cam_boxes.views": "windows"}
+BOOST: dict[str, object] = {"cdul.boost": 5.0}
+# by the name for --only: its row, where it looks, and its settings
+CDULS: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
+    "cdul": ("CDUL", TILES, {}),
+    "cdul_boost": ("CDUL + BoostLU", TILES, BOOST),
+    "cdul_windows": ("CDUL, tiles that overlap", WINDOWS, {}),
+    "cdul_windows_boost": ("CDUL + BoostLU, tiles that overlap", WINDOWS, BOOST),
+}
 CCD: Published = (90.1, 91.0, 70.3, 44.5)
 TRAINING_FREE = {
     "softmax": "CLIP, probabilities",
@@ -58,7 +67,7 @@ def main(
     only: Annotated[str, typer.Option(help="Some methods, by comma; all of them if empty.")] = "",
 ) -> None:
     """Train and judge every method with every seed."""
-    known = [*METHODS, "cdul", "training_free", *recipes(), "ccd"]
+    known = [*METHODS, *CDULS, "training_free", *recipes(), "ccd"]
     methods = only.split(",") if only else known
     for unknown in set(methods) - set(known):
         raise typer.BadParameter(f"{unknown}: one of {', '.join(known)}", param_hint="--only")
@@ -70,9 +79,9 @@ def main(
     for seed in numbers:
         print(f"table1: seed {seed}", flush=True)
         found += [line | {"seed": seed} for line in measure(seed, methods)]
-        if "cdul" in methods:
-            print(f"table1: seed {seed}, CDUL", flush=True)
-            line, quality = measure_cdul(seed)
+        for name in (name for name in CDULS if name in methods):
+            print(f"table1: seed {seed}, {CDULS[name][0]}", flush=True)
+            line, quality = measure_cdul(seed, name)
             found.append(line | {"seed": seed})
             qualities.append(quality)
             pd.concat(qualities).to_csv(CDUL_LABELS, index=False, lineterminator="\n")
@@ -106,12 +115,13 @@ def measure(seed: int, methods: list[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def measure_cdul(seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
+def measure_cdul(seed: int, name: str) -> tuple[dict[str, Any], pd.DataFrame]:
     """CDUL's line of one seed, and how good its labels were at first and after each epoch."""
-    done = reproduce(seed, TILES, f"{STAGES}:cdul")
+    title, looks, settings = CDULS[name]
+    done = reproduce(seed, looks, f"{STAGES}:cdul", settings=settings)
     quality = _result(done, "cdul")["label_mAP"]
-    table = pd.DataFrame({"seed": seed, "epoch": range(len(quality)), "label_mAP": quality})
-    return _line("CDUL", done, "cdul", "clip"), table
+    epochs = {"seed": seed, "row": title, "epoch": range(len(quality)), "label_mAP": quality}
+    return _line(title, done, "cdul", "clip"), pd.DataFrame(epochs)
 
 
 def recipes() -> dict[str, dict[str, Any]]:

@@ -100,7 +100,10 @@ def test_a_misspelt_section_is_named_with_the_nearest_valid_one(tmp_path):
         ({"cam_boxes__views": "file"}, "`views: file` and `boxes` other than data/none go toget"),
         ({"cam_boxes__boxes": "b.csv"}, "`views: file` and `boxes` other than data/none go toget"),
         ({"cam_boxes__views": "grid"}, "`mean_views` must be 1, 4, 9, 16"),
-        ({"cam_boxes__views": "windows"}, "`views: windows` are 4 (2 x 2), 13 (and 3 x 3) or 29"),
+        (
+            {"cam_boxes__views": "windows"},
+            "`views: windows` are 4 (2 x 2), 9 (3 x 3), 13 (both) or 29",
+        ),
         (
             {"cam_boxes__views": "random", "cam_boxes__mean_views": 2.5},
             "`mean_views` must be whole",

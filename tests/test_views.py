@@ -41,6 +41,7 @@ def test_a_grid_covers_the_image_once(side: int):
 def test_windows_are_a_pyramid_half_over_each_other():
     boxes = np.array(window_boxes(13))
     assert (len(window_boxes(4)), len(boxes)) == (4, 13)
+    assert window_boxes(9) == window_boxes(13)[4:]
     assert np.allclose(boxes[:4, 2:] - boxes[:4, :2], 2 / 3)
     assert np.allclose(boxes[4:, 2:] - boxes[4:, :2], 1 / 2)
     for side in (boxes[:4], boxes[4:]):

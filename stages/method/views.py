@@ -84,10 +84,10 @@ def grid_boxes(side: int) -> list[Box]:
 def window_boxes(count: int) -> list[Box]:
     """A pyramid of windows, each half over its neighbours: 2 x 2, then 3 x 3, … (of this project).
 
-    Sides are 2/3 of the image's, 1/2, … count: 4, 13, 29, …
+    Sides are 2/3 of the image's, 1/2, … count: 4, 13, 29, …; or 9, the 3 x 3 alone.
     """
     boxes: list[Box] = []
-    across = 2
+    across = 3 if count == 9 else 2
     while len(boxes) < count:
         side, step = 2 / (across + 1), 1 / (across + 1)
         boxes += [

@@ -187,7 +187,9 @@ class CamBoxes(Section):
         if self.views == "grid" and self.mean_views**0.5 % 1:
             raise ValueError("`views: grid` is square: `mean_views` must be 1, 4, 9, 16, …")
         if self.views == "windows" and self.mean_views not in WINDOWS:
-            raise ValueError("`views: windows` are 4 (2 x 2), 13 (and 3 x 3) or 29: `mean_views`")
+            raise ValueError(
+                "`views: windows` are 4 (2 x 2), 9 (3 x 3), 13 (both) or 29: `mean_views`"
+            )
         if self.selection == "search" and self.mean_views <= 1:
             raise ValueError("`selection: search` accepts mean_views ± 1, which must be above 0")
         return self

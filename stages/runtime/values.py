@@ -31,4 +31,4 @@ OWN_STRIDE = {"vit_b_16": 16, "vit_b_32": 32} | dict.fromkeys(
     ("convnext_tiny", "convnext_small", "convnext_base"), 32
 )
 WHOLE = ("vit", "timm/")  # take whole patches, or may
-WINDOWS = (4, 13, 29)  # 2 x 2, and 3 x 3, and 4 x 4 of them
+WINDOWS = (4, 9, 13, 29)  # 2 x 2; 3 x 3 alone; both; and 4 x 4 of them
