@@ -30,11 +30,15 @@ FILLERS = ("nice", "small", "big", "old", "new", "lovely", "red", "blue", "green
 EMPTY = ("wall", "sky", "floor")
 
 
-def draw_photo(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[str, Box]]]:
+def draw_photo(
+    rng: np.random.Generator, lenders: bool = False
+) -> tuple[Image.Image, list[tuple[str, Box]]]:
     """One unlabelled photograph: the image, and the class and box of every object on it.
 
-    One to five objects, the first one salient; up to three shapes that are no class at all.
+    One to five objects, the first one salient; up to three shapes that are no class at all, with
+    `lenders` also such as go by a class's name on the web.
     """
+    no_class = (*PLAIN, *POLYSEMOUS) if lenders else PLAIN
     canvas = draw_background(rng)
     frequency = 1 / (1 + 0.06 * np.arange(len(CLASSES)))
     count = rng.choice([1, 2, 3, 4, 5], p=[0.15, 0.30, 0.27, 0.18, 0.10])
@@ -47,7 +51,9 @@ def draw_photo(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[str, B
             chosen.append(int(rng.choice(len(CLASSES), p=frequency / frequency.sum())))
     sides = [rng.uniform(0.34, 0.56)] + [rng.uniform(0.20, 0.36) for _ in chosen[1:]]
     things = [(CLASSES[c], s) for c, s in zip(chosen, sides, strict=True)]
-    clutter = [(str(rng.choice(PLAIN)), rng.uniform(0.12, 0.28)) for _ in range(rng.integers(0, 4))]
+    clutter = [
+        (str(rng.choice(no_class)), rng.uniform(0.12, 0.28)) for _ in range(rng.integers(0, 4))
+    ]
     taken: list[tuple[float, float, float]] = []
     objects = []
     for shape, side in sorted(things + clutter, key=lambda thing: -thing[1]):

@@ -28,10 +28,10 @@ OUTPUT = Path("data/demo")
 SPLITS = ("train", "test")
 
 
-def photo(seed: int, split: str, number: int) -> tuple[bytes, list[tuple[str, Box]]]:
+def photo(seed: int, split: str, lenders: bool, number: int) -> tuple[bytes, list[tuple[str, Box]]]:
     """Photograph `number` of a split as JPEG bytes, and the class and box of each object."""
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
-    image, objects = draw_photo(rng)
+    image, objects = draw_photo(rng, lenders)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return file.getvalue(), objects
@@ -45,7 +45,7 @@ def main() -> None:
     with ProcessPoolExecutor() as pool:
         for split in SPLITS:
             (photos / split).mkdir(parents=True)
-            draw = partial(photo, params["seed"], split)
+            draw = partial(photo, params["seed"], split, params["lenders"])
             drawn = pool.map(draw, range(params[split]), chunksize=50)
             for number, (jpeg, objects) in enumerate(drawn):
                 image_id = f"{split}/{number:05d}.jpg"

@@ -117,6 +117,17 @@ def ablations(params: Params, preset: str = "") -> dict[str, Ablation]:
                 "nine tiles": {"cam_boxes.views": "grid", "cam_boxes.mean_views": 9.0},
             },
         ),
+        "ambiguous": Ablation(
+            {
+                row: changes | {"world.lenders": True}
+                for row, changes in {
+                    "initial labels only": BIASED
+                    | {"fuse_labels.alpha": 1.0, "train.consistency": 0.0},
+                    "+ label update, consistency": BIASED,
+                    "+ all: CCD": {},
+                }.items()
+            },
+        ),
         "figure6a": Ablation(
             _curve("cam_boxes.mean_views", [round(m * views, 2) for m in (0.4, 0.7, 1, 1.4, 1.8)]),
             axis="views an image, on average",

@@ -106,16 +106,19 @@ def reproduce(
 ) -> Path:
     """Run `targets` in the clone with some parameters changed; returns where their outputs are.
 
-    settings: what changes in `experiments/params.yaml`.
+    changes: of the demo's world too, by keys that begin with `world.`; settings: what changes in
+    `experiments/params.yaml`.
     """
     subprocess.run(["git", "checkout", "-q", "-f", "."], cwd=CLONE, check=True)
     for lock in LOCKS:
         (CLONE / lock).unlink(missing_ok=True)
-    edit_params(CLONE / PARAMS_FILE, {"seed": seed, **changes})
+    world = {key: value for key, value in changes.items() if key.startswith("world.")}
+    own = {key: value for key, value in changes.items() if key not in world}
+    edit_params(CLONE / PARAMS_FILE, {"seed": seed, **own})
     edit_params(CLONE / SETTINGS, settings or {})
     show_experiments(CLONE)
     if Path(_value("source.root")).is_relative_to(DEMO):
-        edit_params(CLONE / DEMO_PARAMS, {"world.seed": seed, "teacher.seed": seed})
+        edit_params(CLONE / DEMO_PARAMS, {"world.seed": seed, "teacher.seed": seed, **world})
     done = subprocess.run([*DVC, "repro", *targets], cwd=CLONE, check=False)
     if done.returncode:
         raise SystemExit(

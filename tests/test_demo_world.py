@@ -36,11 +36,11 @@ def test_every_shape_has_a_silhouette_of_its_own():
 
 
 def test_a_photograph_depends_on_its_own_seed_alone():
-    jpeg, objects = world.photo(0, "test", 3)
-    world.photo(0, "test", 4)
-    assert world.photo(0, "test", 3) == (jpeg, objects)
-    assert world.photo(1, "test", 3)[0] != jpeg
-    assert world.photo(0, "train", 3)[0] != jpeg
+    jpeg, objects = world.photo(0, "test", False, 3)
+    world.photo(0, "test", False, 4)
+    assert world.photo(0, "test", False, 3) == (jpeg, objects)
+    assert world.photo(1, "test", False, 3)[0] != jpeg
+    assert world.photo(0, "train", False, 3)[0] != jpeg
 
 
 def test_photographs_hold_one_to_five_classes_and_no_polysemous_shape(monkeypatch):
@@ -56,6 +56,15 @@ def test_photographs_hold_one_to_five_classes_and_no_polysemous_shape(monkeypatc
         counts.append(sum(shape in CLASSES for shape in drawn))
     assert set(counts) == {1, 2, 3, 4, 5}
     assert np.mean(counts) == pytest.approx(2.78, abs=0.25)
+
+
+def test_shapes_that_lend_their_names_are_there_where_asked_for(monkeypatch):
+    drawn: list[str] = []
+    monkeypatch.setattr(scenes, "draw_object", lambda canvas, shape, *rest: drawn.append(shape))
+    for number in range(100):
+        _, objects = scenes.draw_photo(np.random.default_rng(number), lenders=True)
+        assert not {shape for shape, _ in objects} & set(POLYSEMOUS)
+    assert set(POLYSEMOUS) <= set(drawn)
 
 
 def test_the_box_of_an_object_is_what_it_covers():
