@@ -56,6 +56,8 @@ TRAINING_FREE = {
     "cosine": "CLIP, cosines",
     "tiles_softmax": "CLIP and 3 x 3 tiles, probabilities",
     "tiles_cosine": "CLIP and 3 x 3 tiles, cosines",
+    "discriminant": "a discriminant on CLIP's views",
+    "tiles_discriminant": "a discriminant on CLIP's views, and 3 x 3 tiles",
 }
 # in which recipes differ because their networks and photographs do, not in what they do
 NOT_HERE = ("laptop", "instant")  # recommended's with small networks; and what is no CCD

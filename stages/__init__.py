@@ -5,6 +5,7 @@
                         ├─ student_features ───────┘                                       │
     weights ────────────┤               │                                              │
     class_text ─────────┴───────────────┘                                              │
+    answers ── fuse_labels, thresholds, evaluate
     labels ── ground_truth ────────────────── report ─ evaluate ─ thresholds ─ train ──┘
 
 One stage, one file of the same name, beside `artifacts.py`, the table of all that they exchange.

@@ -137,7 +137,8 @@ def test_tiles_count_by_the_best_of_them(monkeypatch):
     )]  # fmt: skip
     whole, tiles, text = unit
     clip = zeroshot(PARAMS.labels, text, learned=0.5)
-    found = training_free.scorers(clip, whole, tiles)
+    kinds = {"softmax": clip.probabilities, "cosine": clip.similarities}
+    found = training_free.scorers(kinds, whole, tiles)
     for i in range(4):
         for c in range(3):
             best = max(tiles[i, j] @ text[c] for j in range(9))
@@ -146,6 +147,18 @@ def test_tiles_count_by_the_best_of_them(monkeypatch):
             own = np.exp(whole[i] @ text.T / 0.5) / np.exp(whole[i] @ text.T / 0.5).sum()
             wanted = (own[c] + max(q[c] for q in p)) / 2
             assert found["tiles_softmax"][i, c] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_discriminant_finds_the_class_that_soft_labels_are_of():
+    rng = np.random.default_rng(0)
+    views = rng.normal(size=(400, 5)).astype(np.float32)
+    p = 1 / (1 + np.exp(-3 * views[:, :2]))
+    said = training_free.discriminant(views, p)(rng.normal(size=(50, 5)).astype(np.float32))
+    assert said.shape == (50, 2)
+    assert ((said > 0) & (said < 1)).all()
+    fresh = rng.normal(size=(50, 5)).astype(np.float32)
+    order = np.argsort(training_free.discriminant(views, p)(fresh)[:, 1])
+    assert np.corrcoef(np.argsort(order), np.argsort(np.argsort(fresh[:, 1])))[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("dataset", ["demo", "voc12", "folder"])
