@@ -339,7 +339,7 @@ def test_table_1_is_a_line_a_method_and_seed_and_cduls_labels(tmp_path, monkeypa
     monkeypatch.setattr(table1, "CDUL_LABELS", tmp_path / "labels.csv")
     table1.main("3,4")
     lines = pd.read_csv(tmp_path / "table1.csv")
-    assert lines["seed"].value_counts().to_dict() == dict.fromkeys((3, 4), len(METHODS) + 12)
+    assert lines["seed"].value_counts().to_dict() == dict.fromkeys((3, 4), len(METHODS) + 14)
     assert not lines.duplicated(["level", "method", "seed"]).any()
     assert lines.loc[lines["method"] == "WAN + BoostLU", "mAP"].tolist() == [43.0, 44.0]
     labels = pd.read_csv(tmp_path / "labels.csv").set_index("row").loc["CDUL"]
