@@ -9,7 +9,9 @@ import io
 import json
 import os
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ import pandas as pd
 from stages.artifacts import THRESHOLDS
 from stages.images.decode import SUFFIXES, BadImage, decode, read_regular
 from stages.method.cuts import Cuts, calibrated
+from stages.runtime import machine
 from stages.runtime.errors import UserError, clean
 from stages.runtime.progress import meter, warn
 from stages.runtime.types import Floats
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATED = ("image", "status", "error")  # of every image, before its probabilities
+AHEAD = 2  # batches of images that are decoded before they are looked at
 MAX_PIXELS = 100_000_000  # as `source.max_pixels` is by default
 
 
@@ -105,12 +109,20 @@ def predict(
     size, classes = student.config.size, student.config.classes
     probabilities = np.full((len(images), len(classes)), np.nan, np.float32)
     states = [("ok", "")] * len(images)
-    with meter("predict", "images", len(images)) as progress:
-        for rows in split_batches(range(len(images)), student.batch_size(size)):
+    batches = list(split_batches(range(len(images)), student.batch_size(size)))
+    read = partial(read_view, size=size, max_pixels=max_pixels)
+    decoders = max(1, machine.workers())
+    with meter("predict", "images", len(images)) as progress, ThreadPoolExecutor(decoders) as pool:
+        waiting: list[list[Future[Tensor]]] = []
+        for number, rows in enumerate(batches):
+            waiting += [
+                [pool.submit(read, images[row]) for row in more]
+                for more in batches[number + len(waiting) : number + AHEAD]
+            ]
             views = {}
-            for row in rows:
+            for row, view in zip(rows, waiting.pop(0), strict=True):
                 try:
-                    views[row] = read_view(images[row], size, max_pixels)
+                    views[row] = view.result()
                 except BadImage as bad:
                     states[row] = (bad.status, f"{bad}{remedy_for(images[row])}")
             if views:
