@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.torch import load_file
+from scipy.stats import ks_2samp
 from torch import nn
 
+from demo.scenes import draw_photo
 from stages.cam_boxes import augmented_scores
 from stages.images.crops import CropRule, crop_size
 from stages.method.average_precision import published_training_map
@@ -26,6 +28,7 @@ from stages.method.cam import first_last_box
 from stages.method.stopping import published_stop
 from stages.method.views import search_parts, search_threshold
 from stages.models.student import Student
+from stages.training.augment import strong
 from tests import published_script as script
 from tests.conftest import MINI_CLASSES, Project, lay_out, write_tiny_teacher
 
@@ -323,3 +326,27 @@ def test_the_published_recipe_has_these_ways():
 def test_every_file_of_the_restatement_stays_out_of_the_product():
     stages = Path(__file__).parent.parent / "stages"
     assert not any("published_script" in f.read_text() for f in stages.rglob("*.py"))
+
+
+def test_strong_views_are_distributed_as_those_that_the_script_composes():
+    """Mirroring and colour jitter, drawn often: torchvision's on Pillow's images, and ours."""
+    torch.manual_seed(0)
+    photos = [draw_photo(np.random.default_rng([3, n]))[0].resize((48, 48)) for n in range(20)]
+    tensors = torch.stack([torch.from_numpy(np.asarray(p)).permute(2, 0, 1) for p in photos])
+    published = torchvision.transforms.Compose([
+        torchvision.transforms.ColorJitter(0.5, 0.5, 0.5, 0.5),
+        torchvision.transforms.RandomHorizontalFlip(),
+        torchvision.transforms.PILToTensor(),
+    ])  # fmt: skip
+
+    def described(views: torch.Tensor) -> torch.Tensor:
+        """Mean and deviation of each channel, colourfulness, and left against right."""
+        x = views / 255
+        spread = (x.amax(1) - x.amin(1)).mean(dim=(1, 2))
+        sides = x[..., :24].mean(dim=(1, 2, 3)) - x[..., 24:].mean(dim=(1, 2, 3))
+        return torch.column_stack([x.mean(dim=(2, 3)), x.std(dim=(2, 3)), spread, sides])
+
+    ours = torch.cat([described(strong(tensors, (0.5,) * 4)) for _ in range(60)])
+    theirs = torch.cat([described(torch.stack([published(p) for p in photos])) for _ in range(60)])
+    for own, other in zip(ours.T, theirs.T, strict=True):
+        assert ks_2samp(own.numpy(), other.numpy()).pvalue > 0.001
