@@ -41,6 +41,7 @@ def run(params: Params, job: Job) -> None:
     classes = list(config.classes)
     if class_columns(PSEUDO_LABELS, labels) != classes:
         raise UserError(f"{PSEUDO_LABELS.path} and {STUDENT} differ in classes: run `dvc repro`")
+    precision = params.thresholds.precision
     told, _ = read_table(ANSWERS, digest)
     if class_columns(ANSWERS, told) != classes:
         raise UserError(f"{ANSWERS.path} and {STUDENT} differ in classes: run `dvc repro`")
@@ -49,7 +50,8 @@ def run(params: Params, job: Job) -> None:
     p = scores_of_features(*stored, weights, config, wanted, digest)
     if p is None:
         p = scores_of(job, {"student": STUDENT}, usable(index, "train"), digest)["student"]
-    cuts = cuts_of(p, class_values(PSEUDO_LABELS, labels), answers)
+    wanted_precision = None if precision == "none" else precision
+    cuts = cuts_of(p, class_values(PSEUDO_LABELS, labels), answers, wanted_precision)
     table = pd.DataFrame(
         {
             "class": classes,

@@ -77,6 +77,7 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ("local_clip.aspect", "square", NOTHING, "local_clip", LOCAL),
     ("local_clip.rounding", "pixel", NOTHING, "local_clip", LOCAL),
     ("train.stop", "published", NOTHING, "train", "data/classifier/*"),
+    ("report.gallery", 3, NOTHING, "report", "data/report/index.html"),
     ("report.samples", 2, NOTHING, "report", "data/report/index.html"),
 ]  # fmt: skip
 ELSEWHERE = {

@@ -71,7 +71,7 @@ def test_a_recipe_leaves_nothing_of_the_demo_but_what_is_no_part_of_the_method()
     """Or the demo's own settings would be taken for the paper's."""
     known = YAML(typ="safe").load(ROOT / "stages/command/recipes.yaml")
     own = {"seed", "source.answers", "source.max_pixels", "source.max_bad_share"}
-    own |= {"report.gallery", "report.samples"}
+    own |= {"report.gallery", "report.samples", "thresholds.precision"}
     for recipe in known["recipes"].values():
         for dataset in known["datasets"].values():
             laid = (known["common"], recipe, dataset)

@@ -21,6 +21,7 @@ from stages.method.cuts import (
     expected_share,
     f1_of_each,
     logits_of,
+    precise,
 )
 from tests.conftest import MINI_CLASSES, Project
 
@@ -41,6 +42,16 @@ def test_as_many_are_called_as_are_expected(p: np.ndarray):
     called = sum(value >= expected_share(p) for value in p)
     ties = sum(np.isclose(value, expected_share(p)) for value in p)
     assert abs(called - wanted) <= ties
+
+
+@given(PROBABILITIES, st.floats(0.05, 0.95))
+def test_calls_have_the_precision_that_is_wanted_and_no_lower_cut_has(p: np.ndarray, wanted: float):
+    cut = precise(p, wanted)
+    called = p[p >= cut]
+    assert not len(called) or called.mean() >= wanted - 1e-9
+    for lower in p[p < cut]:
+        if not np.isclose(lower, cut):  # a tie is called as a whole, or not
+            assert p[p >= lower].mean() < wanted + 1e-9 or lower in called
 
 
 def test_the_calibration_is_scikit_learns_logistic_regression():

@@ -9,6 +9,7 @@ class as often as the probabilities that follow expect it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -36,11 +37,17 @@ class Cuts(NamedTuple):
     told_apart: Booleans
 
 
-def cuts_of(probabilities: Floats, labels: Floats, answers: Floats | None = None) -> Cuts:
+def cuts_of(
+    probabilities: Floats,
+    labels: Floats,
+    answers: Floats | None = None,
+    precision: float | None = None,
+) -> Cuts:
     """The cuts that follow from what the student says of the training images.
 
     probabilities, labels: the student's and the pseudo-labels, (images, classes) in [0, 1].
     answers: (images, classes), 1 or 0, which the labels hold too; NaN where nobody looked.
+    precision: that the calls of each class are expected to have; None: as many as are expected.
     """
     shown = labels >= SHOWN
     by = calibrate(logits_of(probabilities), shown.astype(np.float32))
@@ -55,7 +62,8 @@ def cuts_of(probabilities: Floats, labels: Floats, answers: Floats | None = None
     scale = np.where(told_apart, scale, 1.0)
     offset = np.where(told_apart, offset, 0.0)
     p = calibrated(probabilities, scale, offset)
-    threshold = np.array([expected_share(column) for column in p.T])
+    cut = expected_share if precision is None else partial(precise, precision=precision)
+    threshold = np.array([cut(column) for column in p.T])
     return Cuts(scale, offset, np.where(told_apart, threshold, 0.5), told_apart)
 
 
@@ -93,6 +101,19 @@ def expected_share(probabilities: Doubles) -> float:
         return 0.5
     called = int(np.clip(round(p.sum()), 1, len(p) - 1))
     return float((p[called - 1] + p[called]) / 2)
+
+
+def precise(probabilities: Doubles, precision: float) -> float:
+    """The lowest cut of one class whose calls are expected to be right that often, on average.
+
+    probabilities: (images,), whose mean over the calls that is. The cut lies halfway to the next
+    one; above the greatest where not even that is enough.
+    """
+    p = np.append(np.sort(probabilities)[::-1], 0.0)
+    right = np.cumsum(p[:-1]) / np.arange(1, len(p)) >= precision
+    may_end = p[:-1] > p[1:]  # images of one probability are called together
+    called = int(np.flatnonzero(right & may_end).max(initial=-1)) + 1
+    return float(((p[called - 1] if called else 1.0) + p[called]) / 2)
 
 
 def f1_of_each(truth: Floats, called: Booleans) -> Doubles:

@@ -223,6 +223,10 @@ class Train(Section):
     stop_positive: Share
 
 
+class Thresholds(Section):
+    precision: Literal["none"] | Annotated[float, Field(gt=0, lt=1)]
+
+
 class Report(Section):
     gallery: Count
     samples: Count
@@ -243,6 +247,7 @@ class Params(Section):
     local_clip: LocalClip
     fuse_labels: FuseLabels
     train: Train
+    thresholds: Thresholds
     report: Report
 
     @model_validator(mode="after")
