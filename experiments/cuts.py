@@ -115,6 +115,10 @@ def kinds(said: Said) -> Iterator[tuple[str, Booleans]]:
     share = (said.pseudo >= SHOWN).mean(axis=0)
     yield "as often as pseudo-labels reach 1/2", test >= quantiles(train, share)
     yield "1/2, calibrated", said.sure["test"] >= 0.5
+    yield (
+        "calibrated, greatest expected F1",
+        said.sure["test"] >= [expected_f1_cut(x) for x in said.sure["train"].T],
+    )
     yield OWN, said.sure["test"] >= said.cuts
     truth = said.truth["train"]
     yield "as often as is true of training images", test >= quantiles(train, np.nanmean(truth, 0))
@@ -130,6 +134,13 @@ def otsu(values: Floats) -> float:
     apart = total[:-1] / below - (total[-1] - total[:-1]) / (len(x) - below)
     best = int(np.argmax(below * (len(x) - below) * apart**2))
     return float((x[best] + x[best + 1]) / 2)
+
+
+def expected_f1_cut(p: Floats) -> float:
+    """The cut of one class that has the greatest F1 by calibrated probabilities (images,)."""
+    x = np.sort(p)[::-1]
+    expected = 2 * np.cumsum(x) / (np.arange(1, len(x) + 1) + x.sum())
+    return float(x[int(expected.argmax())])
 
 
 def quantiles(p: Floats, share: Floats) -> Floats:

@@ -56,6 +56,8 @@ TRAINING_FREE = {
     "cosine": "CLIP, cosines",
     "tiles_softmax": "CLIP and 3 x 3 tiles, probabilities",
     "tiles_cosine": "CLIP and 3 x 3 tiles, cosines",
+    "standardised": "CLIP, cosines standardised",
+    "tiles_standardised": "CLIP and 3 x 3 tiles, cosines standardised",
     "discriminant": "a discriminant on CLIP's views",
     "tiles_discriminant": "a discriminant on CLIP's views, and 3 x 3 tiles",
 }

@@ -40,6 +40,8 @@ from stages.storage.index import ID_COLUMNS, read_index
 from stages.storage.provenance import parts_of
 
 SIDE = 3  # tiles a side
+# scores (n, classes) of embeddings (n, dim)
+Scorer = Callable[[Floats], Floats | Doubles]
 
 
 def run(params: Params, job: Job) -> None:
@@ -56,9 +58,10 @@ def run(params: Params, job: Job) -> None:
     everything = images["embedding"][...]
     views, _ = read_store(LOCAL_CLIP, data.digest)
     taught = np.concatenate([everything[trained], views["embedding"][...]])
-    kinds: dict[str, Callable[[Floats], Floats | Doubles]] = {
+    kinds: dict[str, Scorer] = {
         "softmax": clip.probabilities,
         "cosine": clip.similarities,
+        "standardised": standardised(clip.similarities, clip.similarities(taught)),
         "discriminant": discriminant(taught, clip.probabilities(taught)),
     }
     scores = scorers(kinds, everything[places], embed_tiles(params, job, data.held_out))
@@ -86,7 +89,22 @@ def embed_tiles(params: Params, job: Job, rows: pd.DataFrame) -> Floats:
     return embeddings.reshape(len(rows), tiles, -1)
 
 
-def discriminant(views: Floats, p: Floats) -> Callable[[Floats], Doubles]:
+def standardised(similarities: Scorer, pool: Floats) -> Scorer:
+    """Similarities standardised over the classes, then over a pool (as SPARC begins with).
+
+    pool: similarities (views, classes) of training views, whose statistics are kept.
+    """
+
+    def by_view(of: Floats) -> Floats:
+        scaled: Floats = (of - of.mean(axis=1, keepdims=True)) / of.std(axis=1, keepdims=True)
+        return scaled
+
+    seen = by_view(pool)
+    mean, deviation = seen.mean(axis=0), seen.std(axis=0)
+    return lambda embeddings: (by_view(similarities(embeddings)) - mean) / deviation
+
+
+def discriminant(views: Floats, p: Floats) -> Scorer:
     """Probabilities (n, classes) of embeddings (n, dim), by a head that is fitted to views.
 
     views: (views, dim), and p: what the text says of them, whose squares are learned, so that
@@ -101,9 +119,7 @@ def discriminant(views: Floats, p: Floats) -> Callable[[Floats], Doubles]:
     return score
 
 
-def scorers(
-    kinds: Mapping[str, Callable[[Floats], Floats | Doubles]], whole: Floats, tiles: Floats
-) -> dict[str, Floats]:
+def scorers(kinds: Mapping[str, Scorer], whole: Floats, tiles: Floats) -> dict[str, Floats]:
     """Scores (images, classes) by name, of each kind of score of unit vectors (n, dim).
 
     whole (images, dim), tiles (images, tiles, dim).

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from experiments.cuts import OWN, best_cuts, binned, judged, kinds, otsu, quantiles, read
+from experiments.cuts import (
+    OWN,
+    best_cuts,
+    binned,
+    expected_f1_cut,
+    judged,
+    kinds,
+    otsu,
+    quantiles,
+    read,
+)
 from stages.method.cuts import calibration_error
 from tests.conftest import Project
 
@@ -49,6 +59,15 @@ def test_no_cut_has_a_better_f1_than_the_best(p: np.ndarray, truth: np.ndarray):
             assert f1(cuts[c]) == pytest.approx(max(f1(n / 20) for n in range(21)))
         else:
             assert cuts[c] == 1
+
+
+@given(arrays.arrays(np.float64, 15, elements=st.floats(0.01, 0.99)))
+def test_no_cut_has_a_greater_expected_f1(p: np.ndarray):
+    def expected(cut: float) -> float:
+        called = p[p >= cut]
+        return 2 * called.sum() / (len(called) + p.sum())
+
+    assert expected(expected_f1_cut(p)) >= max(expected(cut) for cut in p) - 1e-9
 
 
 def test_a_quantile_is_reached_by_that_share():

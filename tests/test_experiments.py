@@ -149,6 +149,15 @@ def test_tiles_count_by_the_best_of_them(monkeypatch):
             assert found["tiles_softmax"][i, c] == pytest.approx(wanted, rel=1e-5)
 
 
+def test_standardised_scores_of_the_pool_have_no_mean_and_one_deviation():
+    rng = np.random.default_rng(0)
+    text, views = rng.normal(size=(4, 6)), rng.normal(3, 1, size=(90, 6))
+    score = training_free.standardised(lambda v: v @ text.T, views @ text.T)
+    assert score(views).mean(axis=0) == pytest.approx(0, abs=1e-9)
+    assert score(views).std(axis=0) == pytest.approx(1)
+    assert score(views[:1]) == pytest.approx(score(views)[:1])  # one image alone, too
+
+
 def test_a_discriminant_finds_the_class_that_soft_labels_are_of():
     rng = np.random.default_rng(0)
     views = rng.normal(size=(400, 5)).astype(np.float32)
@@ -339,7 +348,7 @@ def test_table_1_is_a_line_a_method_and_seed_and_cduls_labels(tmp_path, monkeypa
     monkeypatch.setattr(table1, "CDUL_LABELS", tmp_path / "labels.csv")
     table1.main("3,4")
     lines = pd.read_csv(tmp_path / "table1.csv")
-    assert lines["seed"].value_counts().to_dict() == dict.fromkeys((3, 4), len(METHODS) + 14)
+    assert lines["seed"].value_counts().to_dict() == dict.fromkeys((3, 4), len(METHODS) + 16)
     assert not lines.duplicated(["level", "method", "seed"]).any()
     assert lines.loc[lines["method"] == "WAN + BoostLU", "mAP"].tolist() == [43.0, 44.0]
     labels = pd.read_csv(tmp_path / "labels.csv").set_index("row").loc["CDUL"]
