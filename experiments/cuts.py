@@ -95,6 +95,8 @@ def read(done: Path) -> Said:
         split: truth[truth["image_id"].isin(usable.loc[usable["split"] == split, "image_id"])]
         for split in ("train", "test")
     }
+    if known["train"].empty:
+        raise SystemExit("no training image has a label to choose cuts by: see source.labels")
     p = {split: align(predictions, of)[1] for split, of in known.items()}
     by = (cuts["scale"].to_numpy(np.float64), cuts["offset"].to_numpy(np.float64))
     return Said(
@@ -121,7 +123,7 @@ def kinds(said: Said) -> Iterator[tuple[str, Booleans]]:
     )
     yield OWN, said.sure["test"] >= said.cuts
     truth = said.truth["train"]
-    yield "as often as is true of training images", test >= quantiles(train, np.nanmean(truth, 0))
+    yield "as often as is true of training images", test >= quantiles(train, rates(truth))
     yield "best F1 on the labels of training images", test >= best_cuts(train, truth)
     yield "best F1 on the labels of test images", test >= best_cuts(test, said.truth["test"])
 
@@ -141,6 +143,13 @@ def expected_f1_cut(p: Floats) -> float:
     x = np.sort(p)[::-1]
     expected = 2 * np.cumsum(x) / (np.arange(1, len(x) + 1) + x.sum())
     return float(x[int(expected.argmax())])
+
+
+def rates(truth: Floats) -> Floats:
+    """The share of the judged images that show each class (classes,); 0 of none."""
+    judged = (~np.isnan(truth)).sum(axis=0)
+    shares: Floats = np.nansum(truth, axis=0) / np.maximum(judged, 1)
+    return shares
 
 
 def quantiles(p: Floats, share: Floats) -> Floats:

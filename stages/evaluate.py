@@ -106,7 +106,11 @@ def run(params: Params, job: Job) -> None:
     of_doubts.parent.mkdir(parents=True, exist_ok=True)
     write_csv(of_doubts, pd.DataFrame(doubts, columns=verdict.Doubt._fields))
     written = [of_doubts, *sorted(results.iterdir())]
-    of_results: Provenance = {"index": digest, "files": {f.name: file_digest(f) for f in written}}
+    of_results: Provenance = {
+        "index": digest,
+        "student": file_digest(STUDENT),
+        "files": {f.name: file_digest(f) for f in written},
+    }
     write_table(PREDICTIONS, scores["student"], of_results, job.staging)
     if "mAP" in metrics:
         say(f"evaluate: mAP {metrics['mAP']:.1f}, the teacher's own {metrics['teacher_mAP']:.1f}")

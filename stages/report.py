@@ -73,6 +73,8 @@ def run(params: Params, job: Job) -> None:
         if not file.exists() or file_digest(file) != expected:
             raise UserError(f"{file} is not as `evaluate` left it: {redo(file)}")
     cuts, of_cuts = read_table(THRESHOLDS, digest)
+    if of_cuts["student"] != of_results["student"]:
+        raise UserError(f"{THRESHOLDS.path} is of another classifier: run `dvc repro`")
     scores, of_scores = read_table(GLOBAL_SCORES, digest)
     evidence = Evidence(
         index=index,

@@ -229,3 +229,17 @@ def test_a_head_that_was_put_in_place_of_another_begins_without_its_moments(proj
 
 def moments_of(project: Project) -> dict[str, torch.Tensor]:
     return load_file(project / "data/warmup/optimiser.safetensors")
+
+
+def test_an_image_that_counts_three_times_is_as_good_as_three_of_it():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(40, 2)), rng.random((40, 2)).astype(np.float32)
+    counts = np.ones((40, 2))
+    counts[:5] = 3
+    rows = np.concatenate([np.arange(40), np.repeat(np.arange(5), 2)])
+    weighed, repeated = (
+        calibrate(logits, labels, weights=counts),
+        calibrate(logits[rows], labels[rows]),
+    )
+    assert weighed.weight == pytest.approx(repeated.weight, rel=1e-6)
+    assert weighed.bias == pytest.approx(repeated.bias, rel=1e-6)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from stages.runtime.code import ROOT
 from tests.conftest import CHROMIUM, MINI_CLASSES, Project
@@ -65,7 +65,7 @@ def test_names_and_cuts_are_inside(finished: Project, exported: Path):
     assert tuple(json.loads(notes["classes"])) == MINI_CLASSES
     assert json.loads(notes["thresholds"]) == pytest.approx(cuts["threshold"], abs=1e-5)
     assert notes["size"] == "64"
-    beside = json.loads(exported.with_suffix(".json").read_text())
+    beside = json.loads(exported.with_name("classifier.onnx.json").read_text())
     assert beside == {
         key: value if key == "about" else json.loads(value) for key, value in notes.items()
     }
@@ -100,6 +100,10 @@ def test_a_browser_says_what_predict_says_of_every_photograph(
     for number, size in enumerate([(50, 120), (120, 65), (90, 90), (64, 90), (70, 40)]):
         seen.resize(size).save(made / f"{number}.png")
     seen.resize((31, 40)).save(made / "small.png")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for old, new in ((b"rXYZ", b"____"), (b"gXYZ", b"rXYZ"), (b"____", b"gXYZ")):
+        profile = profile.replace(old, new)  # its red is green: nobody here looks at profiles
+    seen.save(made / "profile.jpg", icc_profile=profile)
     clear = seen.convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(seen.size).point(lambda v: 255 * (v > 99)))
     clear.save(made / "clear.png")
@@ -124,7 +128,8 @@ def test_a_browser_says_what_predict_says_of_every_photograph(
 @pytest.mark.parametrize(
     ("words", "code", "why"),
     [
-        (["a.json"], 2, "a.json would be written over by its notes"),
+        (["data/classifier/student.safetensors"], 2, "the classifier itself, would be written"),
+        (["data/classifier/student"], 2, "the classifier itself, would be written over"),
         (["photos"], 2, "photos is a folder"),
         (["gone/a.onnx"], 2, "there is no folder gone"),
         (["a.onnx", "--student", "gone.safetensors"], 1, "gone.json is not there"),

@@ -27,11 +27,12 @@ from tests.conftest import MINI_CLASSES, Project
 
 UNKNOWN = pytest.approx(np.nan, nan_ok=True)
 CLASSES = ["dog", "cat & mouse", "tv monitor"]
-PLACES = ["=1.jpg", "a b/ü.jpg", "c#.jpg", "d?.jpg", "e.jpg"]
+PLACES = ["=1.jpg", "a b/ü.jpg", "c#.jpg", "d?.jpg", "e.jpg", "000005", "1e5"]
 
 
 def a_review() -> Review:
-    says = [{"dog": 0.9, "tv monitor": 0.6}, {}, {"cat & mouse": 0.7}, {"dog": 0.5}, {}]
+    says: list[dict[str, float]] = [{"dog": 0.9, "tv monitor": 0.6}, {}, {"cat & mouse": 0.7}]
+    says += [{"dog": 0.5}, {}, {}, {}]
     asked = [
         Asked(place, f"photos/{place}", place, 64, 48, "unsure", "dog", said, 0.6)
         for place, said in zip(PLACES, says, strict=True)
@@ -45,8 +46,8 @@ def write(folder: Path, form: str, name: str, blind: bool = False) -> Path:
     return folder / name
 
 
-ANSWERS = {"=1.jpg": [1, 0, np.nan], "c#.jpg": [np.nan, 1, 0], "e.jpg": [0, 0, 0]}
-WHOLE = {"=1.jpg": ["dog", "tv monitor"], "c#.jpg": ["cat & mouse"], "e.jpg": []}
+ANSWERS = {"=1.jpg": [1, 0, np.nan], "c#.jpg": [np.nan, 1, 0], "000005": [0, 0, 0]}
+WHOLE = {"=1.jpg": ["dog", "tv monitor"], "c#.jpg": ["cat & mouse"], "000005": []}
 
 
 def by_image(path: Path) -> pd.DataFrame:
@@ -55,6 +56,8 @@ def by_image(path: Path) -> pd.DataFrame:
 
 def test_a_table_that_is_filled_in_comes_back_cell_by_cell(tmp_path: Path):
     path = write(tmp_path, "csv", "queue.csv")
+    as_a_spreadsheet = pd.read_csv(path)["image_id"]
+    assert not pd.to_numeric(as_a_spreadsheet, errors="coerce").notna().any()
     queue = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert list(queue) == ["image_id", "why", "says", *CLASSES]
     assert queue["says"].iloc[0] == "dog 0.90; tv monitor 0.60"
@@ -63,7 +66,7 @@ def test_a_table_that_is_filled_in_comes_back_cell_by_cell(tmp_path: Path):
     for row, place in enumerate(PLACES):
         for name, value in zip(CLASSES, ANSWERS.get(place, [np.nan] * 3), strict=True):
             queue.loc[row, name] = "" if np.isnan(value) else str(int(value))
-    queue.to_csv(path, index=False)
+    path.write_text(f"{queue.to_csv(index=False)},,,,,\n,,,,,\n")  # with blank lines
     found = by_image(path)
     assert list(found.index) == list(ANSWERS)
     assert np.array_equal(found.to_numpy(), list(ANSWERS.values()), equal_nan=True)
@@ -124,7 +127,16 @@ def test_coco_is_read_by_its_own_reader_and_comes_back(tmp_path: Path):
         own = read.loadAnns(read.getAnnIds(imgIds=image["id"]))
         assert [read.cats[a["category_id"]]["name"] for a in own] == list(one.says)
         assert image["file_name"] == one.image_id
-    found = by_image(tmp_path / "queue.json")
+    with pytest.raises(UserError, match="has predictions, at which nobody looked"):
+        by_image(tmp_path / "queue.json")
+    content = json.loads((tmp_path / "queue.json").read_text())
+    for annotation in content["annotations"]:
+        del annotation["score"]  # as from a tool in which somebody looked
+    (tmp_path / "same.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="has predictions"):
+        by_image(tmp_path / "same.json")
+    (tmp_path / "export.json").write_text(json.dumps(content | {"info": {}}))
+    found = by_image(tmp_path / "export.json")
     said = {one.image_id: list(one.says) for one in a_review().asked}
     assert {i: [c for c in CLASSES if row[c]] for i, row in found.iterrows()} == said
 
@@ -148,14 +160,16 @@ def test_blind_nothing_of_the_student_is_told(tmp_path: Path, form: str):
     assert not [word for word in (b"SECRET", b"0.12", b"ccd 012") if word in text]
 
 
-def test_of_several_files_the_last_one_counts(tmp_path: Path):
+def test_of_several_files_the_last_one_counts(tmp_path: Path, capsys):
     folder = tmp_path / "answers"
     folder.mkdir()
     header = "image_id,dog,cat & mouse,tv monitor\n"
     (folder / "1.csv").write_text(f"{header}a.jpg,1,0,\nb.jpg,1,,\n")
     (folder / "2.csv").write_text(f"{header}a.jpg,0,,1\nc.jpg,,,\n")
     (folder / "notes.txt").write_text("not an answer")
+    (folder / "._2.csv").write_text("of a Mac")
     found = by_image(folder)
+    assert "passed over in" in capsys.readouterr().err
     assert found.to_dict("index") == {
         "a.jpg": {"dog": 0, "cat & mouse": 0, "tv monitor": 1},
         "b.jpg": {"dog": 1, "cat & mouse": UNKNOWN, "tv monitor": UNKNOWN},
@@ -237,8 +251,9 @@ def test_ten_answers_of_a_class_move_its_cut():
 
 
 def test_a_share_has_wilsons_interval():
-    assert share(0, 0) == []
-    assert share(8, 10) == [80.0, 49.0, 94.3]  # by hand
+    assert share("recall", 0, 0) == {}
+    by_hand = {"recall": 80.0, "recall_low": 49.0, "recall_high": 94.3}
+    assert share("recall", 8, 10) == by_hand
 
 
 def test_answers_judge_the_calls_of_what_was_looked_at_alone():
@@ -249,7 +264,7 @@ def test_answers_judge_the_calls_of_what_was_looked_at_alone():
     found = of_answers(student, cuts, {"train": told.head(0), "test": told})
     assert found == {
         "answers": {
-            "test": {"images": 2, "answers": 3, "precision": share(1, 2), "recall": share(1, 2)}
+            "test": {"images": 2, "answers": 3} | share("precision", 1, 2) | share("recall", 1, 2)
         }
     }
 
@@ -301,3 +316,11 @@ def test_a_queue_that_cannot_be_written_is_one_line(
     done = finished.run("ccd", "review", *words, check=False)
     assert (done.returncode, why in done.stderr) == (code, True), done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_queue_is_of_the_student_that_was_evaluated(project: Project):
+    project.set(train__epochs=1)
+    project.repro("thresholds")
+    done = project.run("ccd", "review", "queue.csv", check=False)
+    assert done.returncode == 1
+    assert "data/predictions.parquet is of another classifier: run `dvc repro`" in done.stderr

@@ -25,6 +25,7 @@ IN_A_PROJECT = [
     ("ccd predict gone.jpg", 1, "gone.jpg is not there"),
     ("ccd predict photos --student gone.safetensors", 1, "gone.json is not there: run `dvc repro`"),
     ("ccd predict photos --student photos", 1, "photos.json is not there"),
+    ("ccd predict photos --student .", 1, ". is not there: run `dvc repro` first, or name a"),
     ("ccd predict photos --student truth.csv", 1, "truth.json is not there"),
     ("ccd predict photos --student half.safetensors", 1, "half.safetensors is not there"),
     ("ccd predict photos --student no.safetensors", 1, "no.json is damaged (it is no JSON)"),

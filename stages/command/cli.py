@@ -130,21 +130,23 @@ def export(
 ) -> None:
     """Write the classifier as an ONNX file, with its names, cuts and normalisation inside."""
     place_for(output)
+    beside = output.with_name(f"{output.name}.json")
     with one_line():
         from stages.command.predict import cuts_for, must_be_a_student
 
         must_be_a_student(student)
-        if output.suffix == ".json":
-            fail(f"{output} would be written over by its notes: name it .onnx", 2)
+        for path in (student, student.with_suffix(".json")):
+            if path.resolve() in (output.resolve(), beside.resolve()):
+                fail(f"{output}: {path}, the classifier itself, would be written over", 2)
         from stages.command.export import export as exported
 
         content, notes = exported(student, cuts_for(student))
         write_whole(output, content)
-        write_whole(output.with_suffix(".json"), notes)
+        write_whole(beside, notes)
     typer.echo(
         clean(f"{output}: `images` in, `probabilities` out; its properties say the rest, as")
     )
-    typer.echo(clean(f"does {output.with_suffix('.json')}, for engines that do not give them out."))
+    typer.echo(clean(f"does {beside}, for engines that do not give them out."))
 
 
 @app.command()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.artifacts import RESULTS
 from stages.runtime.errors import UserError
 from stages.runtime.params_file import PARAMS_FILE, read_yaml
-from stages.storage.tables import read_csv
+from stages.storage.tables import parse_csv, read_csv
 
 JUDGED = {"mAP": "mAP", "micro_AP": "micro-AP"}
+ON = {"ladder": ["split", "what"], "per_class": ["class"]}  # what a line is of
 OF_CLASS = {"student_AP": "average precision", "student_F1": "F1"}
 
 
@@ -36,28 +37,42 @@ def compare(revision: str) -> Comparison:
 
     Raises `UserError` where git knows no such revision, or either has no results.
     """
-    here = {name: read_csv(RESULTS / f"{name}.csv") for name in ("ladder", "per_class")}
-    known = git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
-    if known is None:
+    here = {name: read_csv(RESULTS / f"{name}.csv") for name in ON}
+    if git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
         raise UserError(f"git knows no revision {revision}: see `git branch -a`")
-    there = {name: committed(revision, f"{RESULTS}/{name}.csv") for name in here}
-    params = YAML(typ="safe", pure=True).load(text_of(revision, str(PARAMS_FILE)))
-    on = ["split", "what"]
-    ladder = there["ladder"].merge(here["ladder"], "outer", on, suffixes=(" there", " here"))
+    there = {name: committed(revision, f"{RESULTS}/{name}.csv") for name in ON}
+    try:
+        params = YAML(typ="safe", pure=True).load(text_of(revision, str(PARAMS_FILE)))
+    except YAMLError:
+        raise UserError(f"{PARAMS_FILE} of {revision} is not valid YAML") from None
+    for name, tables in {"here": here, revision: there}.items():
+        for table, on in ON.items():
+            if missing := [column for column in on if column not in tables[table]]:
+                raise UserError(f"{RESULTS}/{table}.csv of {name} has no column {missing[0]}")
+    ladder = joined(there["ladder"], here["ladder"], ON["ladder"], list(JUDGED))
     order = [*here["ladder"]["what"], *there["ladder"]["what"]]
     ladder = ladder.sort_values("what", key=lambda of: of.map(order.index))
-    classes = there["per_class"].merge(
-        here["per_class"], "outer", "class", suffixes=(" there", " here")
-    )
+    classes = joined(there["per_class"], here["per_class"], ON["per_class"], list(OF_CLASS))
     change = (classes["student_AP here"] - classes["student_AP there"]).abs()
     classes = classes.loc[change.sort_values(ascending=False, kind="stable").index]
-    columns = [f"{name} {side}" for name in OF_CLASS for side in ("there", "here")]
-    figures = [f"{name} {side}" for name in JUDGED for side in ("there", "here")]
     return Comparison(
         differences(params, read_yaml(PARAMS_FILE)),
-        ladder[[*on, *figures]].reset_index(drop=True),
-        classes[["class", *columns]].reset_index(drop=True),
+        ladder.reset_index(drop=True),
+        classes.reset_index(drop=True),
     )
+
+
+def joined(
+    there: pd.DataFrame, here: pd.DataFrame, on: list[str], figures: list[str]
+) -> pd.DataFrame:
+    """Figures of two tables beside each other; NaN where one has none, or is of before it had."""
+    sides = {"there": there, "here": here}
+    parts = [
+        table.reindex(columns=[*on, *figures]).set_index(on).add_suffix(f" {side}")
+        for side, table in sides.items()
+    ]
+    both = parts[0].join(parts[1], how="outer").reset_index()
+    return both[[*on, *(f"{name} {side}" for name in figures for side in sides)]]
 
 
 def differences(there: Any, here: Any, above: str = "") -> dict[str, tuple[Any, Any]]:
@@ -73,8 +88,10 @@ def differences(there: Any, here: Any, above: str = "") -> dict[str, tuple[Any, 
 
 def committed(revision: str, path: str) -> pd.DataFrame:
     """A CSV of the pipeline's own, as it is committed there."""
-    text = text_of(revision, path)
-    return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
+    try:
+        return parse_csv(text_of(revision, path))
+    except ValueError:
+        raise UserError(f"{path} of {revision} is no CSV of the pipeline's") from None
 
 
 def text_of(revision: str, path: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from stages.artifacts import THRESHOLDS
-from stages.images.decode import SUFFIXES, BadImage, decode, read_regular
+from stages.images.decode import SUFFIXES, BadImage, decode_in_turn, read_regular
 from stages.method.cuts import Cuts, calibrated
 from stages.runtime import machine
 from stages.runtime.errors import UserError, clean
@@ -57,7 +57,7 @@ def images_in(paths: Iterable[Path]) -> list[Photograph]:
 
 def must_be_a_student(weights: Path) -> None:
     """Raise `UserError` unless a student's weights and what says so seem to lie there."""
-    beside = weights.with_suffix(".json")
+    beside = weights.with_suffix(".json") if weights.name else weights
     for path in (beside, weights):
         if not path.is_file():
             raise UserError(
@@ -111,24 +111,27 @@ def predict(
     states = [("ok", "")] * len(images)
     batches = list(split_batches(range(len(images)), student.batch_size(size)))
     read = partial(read_view, size=size, max_pixels=max_pixels)
-    decoders = max(1, machine.workers())
-    with meter("predict", "images", len(images)) as progress, ThreadPoolExecutor(decoders) as pool:
-        waiting: list[list[Future[Tensor]]] = []
-        for number, rows in enumerate(batches):
-            waiting += [
-                [pool.submit(read, images[row]) for row in more]
-                for more in batches[number + len(waiting) : number + AHEAD]
-            ]
-            views = {}
-            for row, view in zip(rows, waiting.pop(0), strict=True):
-                try:
-                    views[row] = view.result()
-                except BadImage as bad:
-                    states[row] = (bad.status, f"{bad}{remedy_for(images[row])}")
-            if views:
-                scores = student.scores(stack_views(list(views.values())))
-                probabilities[list(views)] = scores.cpu().numpy()
-            progress.advance(len(rows), failed=len(rows) - len(views))
+    pool = ThreadPoolExecutor(max(1, machine.workers()))
+    waiting: list[list[Future[Tensor]]] = []
+    try:
+        with meter("predict", "images", len(images)) as progress:
+            for number, rows in enumerate(batches):
+                waiting += [
+                    [pool.submit(read, images[row]) for row in more]
+                    for more in batches[number + len(waiting) : number + AHEAD]
+                ]
+                views = {}
+                for row, view in zip(rows, waiting.pop(0), strict=True):
+                    try:
+                        views[row] = view.result()
+                    except BadImage as bad:
+                        states[row] = (bad.status, f"{bad}{remedy_for(images[row])}")
+                if views:
+                    scores = student.scores(stack_views(list(views.values())))
+                    probabilities[list(views)] = scores.cpu().numpy()
+                progress.advance(len(rows), failed=len(rows) - len(views))
+    finally:  # where it was stopped, nothing is waited for
+        pool.shutdown(wait=False, cancel_futures=True)
     if "labels" in classes:
         raise UserError(f"{weights}: a column is called `labels`, so that no class can be here")
     if cuts is not None:
@@ -154,7 +157,7 @@ def read_view(photo: Photograph, size: int, max_pixels: int) -> Tensor:
         content = read_regular(Path(photo.path))
     except OSError as error:
         raise BadImage("unreadable", error.strerror or str(error)) from None
-    return squash(decode(content, max_pixels, enough=DETAIL * size), size)
+    return squash(decode_in_turn(content, max_pixels, enough=DETAIL * size), size)
 
 
 def named(table: pd.DataFrame, threshold: float | Floats, top: int = 0) -> list[list[str]]:

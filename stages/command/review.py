@@ -63,14 +63,17 @@ def review(wish: Wish) -> Review:
     """
     root = parse_params(read_yaml(PARAMS_FILE)).source.root
     index, digest = read_index()
-    said, _ = read_table(PREDICTIONS, digest)
+    said, of_said = read_table(PREDICTIONS, digest)
     cuts, of_cuts = read_table(THRESHOLDS, digest)
     teacher, _ = read_table(GLOBAL_SCORES, digest)
     answered, _ = read_table(ANSWERS, digest)
     classes = class_columns(PREDICTIONS, said)
-    if list(cuts["class"]) != classes or of_cuts["student"] != file_digest(STUDENT):
-        raise UserError(f"{THRESHOLDS.path} is of another classifier: run `dvc repro`")
+    for table, note in ((THRESHOLDS, of_cuts), (PREDICTIONS, of_said)):
+        if list(cuts["class"]) != classes or note.get("student") != file_digest(STUDENT):
+            raise UserError(f"{table.path} is of another classifier: run `dvc repro`")
     rows = usable(index, None if wish.split == "all" else wish.split)
+    if rows.empty:
+        raise UserError(f"there is no image in the split {wish.split}: --split says of which")
     rows = rows[~rows["image_id"].isin(answered["image_id"])].reset_index(drop=True)
     if rows.empty:
         of_split = "" if wish.split == "all" else f" in the split {wish.split}"

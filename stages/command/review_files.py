@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.command.review import Asked, Review
-from stages.sources.answer_table import FORMULA
+from stages.sources.answer_table import FORMULA, NOT_ANSWERED
 from stages.sources.photograph import is_formula
 
 LOCAL_FILES = "/data/local-files/?d="  # where Label Studio serves the files of its document root
@@ -39,12 +39,18 @@ def as_csv(review: Review, blind: bool) -> bytes:
     """A line an image, with an empty cell a class: for 1, 0, or nothing where nobody looked."""
     lines = []
     for one in review.asked:
-        line = {"image_id": f"{FORMULA if is_formula(one.image_id) else ''}{one.image_id}"}
+        line = {"image_id": as_text(one.image_id)}
         if not blind:
             says = "; ".join(f"{name} {p:.2f}" for name, p in one.says.items())
             line |= {"why": f"{one.why}: {one.about}", "says": says}
         lines.append(line | dict.fromkeys(review.classes, ""))
     return str(pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")).encode()
+
+
+def as_text(image_id: str) -> str:
+    """An id that no spreadsheet takes for a formula or a number: the same path."""
+    number = image_id.replace(".", "").replace("e", "").isdecimal()
+    return f"{FORMULA}{image_id}" if number or is_formula(image_id) else image_id
 
 
 def task(one: Asked, student: str, blind: bool) -> dict[str, object]:
@@ -85,7 +91,8 @@ def as_coco(review: Review, blind: bool) -> bytes:
             what = {"id": len(annotations) + 1, "image_id": image, "category_id": number[name]}
             annotations.append(what | place | {"iscrowd": 0, "score": p})
     categories = [{"id": place, "name": name} for name, place in number.items()]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    content = {"info": NOT_ANSWERED, "images": images}
+    content |= {"annotations": annotations, "categories": categories}
     return json.dumps(content, indent=1).encode()
 
 

@@ -91,16 +91,23 @@ def decode(content: bytes, max_pixels: int | None = None, enough: int | None = N
         return _rgb(_upright(image))
 
 
+def decode_in_turn(
+    content: bytes, max_pixels: int | None = None, enough: int | None = None
+) -> Image.Image:
+    """As `decode`, for threads: of so many pixels at once, and what is more waits for its turn."""
+    with _as_bad_image():
+        width, height = _opened(content, max_pixels).size
+    with _pixels(width * height):
+        return decode(content, max_pixels, enough)
+
+
 def inspect(path: Path, max_pixels: int) -> Inspection:
     """Read and decode a file once, for the index. Never raises for a bad file."""
     digest = ""
     try:
         content = read_regular(path)
         digest = hashlib.sha256(content).hexdigest()
-        with _as_bad_image():
-            width, height = _opened(content, max_pixels).size
-        with _pixels(width * height):
-            width, height = decode(content, max_pixels).size
+        width, height = decode_in_turn(content, max_pixels).size
     except BadImage as bad:
         return Inspection(0, 0, digest, bad.status, str(bad))
     except OSError as error:

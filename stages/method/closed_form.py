@@ -108,25 +108,30 @@ def fit(features: Floats, labels: Floats, shrinkage: float) -> Head:
     return head_of(directions_of(sums_of(features.astype(np.float64), labels)), shrinkage)
 
 
-def calibrate(logits: Floats | Doubles, labels: Floats, boost: float = 1.0) -> Head:
+def calibrate(
+    logits: Floats | Doubles, labels: Floats, boost: float = 1.0, weights: Doubles | None = None
+) -> Head:
     """Scale and offset a class, (classes, 1) and (classes,), that make `logits` the likeliest.
 
     logits: (images, classes), or maps (images, classes, cells) that after scale and offset are
     boosted where they are positive, and then pooled. The binary cross-entropy of soft labels
-    (images, classes), by Newton's method, its step halved until it helps. The scale is not
-    negative; of a class without mass the offset is all.
+    (images, classes), by Newton's method, its step halved until it helps. weights: how much each
+    image counts for a class, (images, classes), all alike if None. The scale is not negative; of a
+    class without mass the offset is all.
     """
     q = labels.astype(np.float64)
     maps = logits.reshape(*logits.shape[:2], -1)
     scales, offsets = np.zeros(q.shape[1]), np.zeros(q.shape[1])
     for c in range(q.shape[1]):
-        scales[c], offsets[c] = _platt(maps[:, c].astype(np.float64), q[:, c], boost)
+        counts = np.ones(len(q)) if weights is None else weights[:, c]
+        scales[c], offsets[c] = _platt(maps[:, c].astype(np.float64), q[:, c], counts, boost)
     return Head(scales[:, None], offsets)
 
 
-def _platt(x: Doubles, q: Doubles, boost: float) -> tuple[float, float]:
-    """Scale and offset of one class; x: (images, cells)."""
-    rate = np.clip(q.mean(), 1e-6, 1 - 1e-6)
+def _platt(x: Doubles, q: Doubles, counts: Doubles, boost: float) -> tuple[float, float]:
+    """Scale and offset of one class; x: (images, cells), counts: how much each image counts."""
+    total = counts.sum()
+    rate = np.clip((counts * q).sum() / total, 1e-6, 1 - 1e-6)
     offset = np.log(rate / (1 - rate))
     offset /= boost if offset > 0 else 1
     spread = x.std()
@@ -140,14 +145,14 @@ def _platt(x: Doubles, q: Doubles, boost: float) -> tuple[float, float]:
         slope = np.where(maps > 0, boost, 1.0)
         logit = (slope * maps).mean(axis=1)
         changes = np.stack([(slope * x).mean(axis=1), slope.mean(axis=1)], axis=1)
-        return _cross_entropy(logit, q), logit, changes
+        return float((counts * _cross_entropies(logit, q)).sum() / total), logit, changes
 
     theta = np.array([0.0, offset])
     loss, logit, changes = look(theta)
     for _ in range(STEPS):
         p = _sigmoid(logit)
-        gradient = changes.T @ (p - q) / len(q) + 1e-9 * theta
-        curvature = (changes.T * (p * (1 - p))) @ changes / len(q) + 1e-9 * np.eye(2)
+        gradient = changes.T @ (counts * (p - q)) / total + 1e-9 * theta
+        curvature = (changes.T * (counts * (p * (1 - p)))) @ changes / total + 1e-9 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
         length = 1.0
         while length > 1e-6:
@@ -177,7 +182,7 @@ def logits_of(head: Head, features: Floats) -> Doubles:
 
 def log_loss(logits: Doubles, labels: Floats) -> float:
     """Mean binary cross-entropy of soft labels, over images and classes."""
-    return _cross_entropy(logits, labels.astype(np.float64))
+    return float(_cross_entropies(logits, labels.astype(np.float64)).mean())
 
 
 class Fitted(NamedTuple):
@@ -273,5 +278,6 @@ def _sigmoid(x: Doubles) -> Doubles:
     return result
 
 
-def _cross_entropy(logits: Doubles, labels: Doubles) -> float:
-    return float((np.logaddexp(0, logits) - labels * logits).mean())
+def _cross_entropies(logits: Doubles, labels: Doubles) -> Doubles:
+    each: Doubles = np.logaddexp(0, logits) - labels * logits
+    return each

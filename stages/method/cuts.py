@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import expit
 
 from stages.method.closed_form import Doubles, calibrate
-from stages.runtime.types import Booleans, Floats, Integers
+from stages.runtime.types import Booleans, Floats
 
 SHOWN = 0.5  # a class of a pseudo-label at least this large is taken to be on the image
 ENOUGH = 10  # answers that count as much as all pseudo-labels of a class
@@ -50,14 +50,9 @@ def cuts_of(
     precision: that the calls of each class are expected to have; None: as many as are expected.
     """
     shown = labels >= SHOWN
-    by = calibrate(logits_of(probabilities), shown.astype(np.float32))
+    weights = None if answers is None else np.where(np.isnan(answers), 1, 1 + len(shown) / ENOUGH)
+    by = calibrate(logits_of(probabilities), shown.astype(np.float32), weights=weights)
     scale, offset = by.weight[:, 0], by.bias
-    if answers is not None:
-        for c in np.flatnonzero(~np.isnan(answers).all(axis=0)):
-            rows = with_answers_again(answers[:, c])
-            x, y = probabilities[rows, c : c + 1], shown[rows, c : c + 1]
-            again = calibrate(logits_of(x), y.astype(np.float32))
-            scale[c], offset[c] = again.weight[0, 0], again.bias[0]
     told_apart = shown.any(axis=0) & ~shown.all(axis=0) & (scale > 0)
     scale = np.where(told_apart, scale, 1.0)
     offset = np.where(told_apart, offset, 0.0)
@@ -65,16 +60,6 @@ def cuts_of(
     cut = expected_share if precision is None else partial(precise, precision=precision)
     threshold = np.array([cut(column) for column in p.T])
     return Cuts(scale, offset, np.where(told_apart, threshold, 0.5), told_apart)
-
-
-def with_answers_again(answers: Floats) -> Integers:
-    """All images, and those that were answered so often that ENOUGH of them are half of all.
-
-    answers: of one class, (images,).
-    """
-    images = len(answers)
-    often = max(1, round(images / ENOUGH))
-    return np.concatenate([np.arange(images), np.repeat(np.flatnonzero(~np.isnan(answers)), often)])
 
 
 def calibrated(probabilities: Floats | Doubles, scale: Doubles, offset: Doubles) -> Doubles:

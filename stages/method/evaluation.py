@@ -130,21 +130,21 @@ def of_answers(student: pd.DataFrame, cuts: pd.DataFrame, answers: Tables) -> Me
         there, judged = known > 0, ~np.isnan(known)
         calls = (p >= cuts["threshold"].to_numpy()) & judged
         right = int((calls & there).sum())
-        said[split] = {
-            "images": len(told),
-            "answers": int(judged.sum()),
-            "precision": share(right, int(calls.sum())),
-            "recall": share(right, int(there.sum())),
-        }
+        counts = {"images": len(told), "answers": int(judged.sum())}
+        shares = share("precision", right, int(calls.sum())) | share(
+            "recall", right, int(there.sum())
+        )
+        said[split] = cast(Judged, counts | shares)
     return {"answers": said} if said else {}
 
 
-def share(part: int, whole: int) -> list[float]:
+def share(name: str, part: int, whole: int) -> dict[str, float]:
     """In percent, with the ends of its interval; nothing of nothing."""
     if not whole:
-        return []
+        return {}
     ends = binomtest(part, whole).proportion_ci(method="wilson")
-    return [round(100 * float(value), 1) for value in (part / whole, ends.low, ends.high)]
+    shares = {"": part / whole, "_low": ends.low, "_high": ends.high}
+    return {f"{name}{end}": round(100 * float(value), 1) for end, value in shares.items()}
 
 
 def _defined(figures: pd.Series) -> dict[str, float | None]:

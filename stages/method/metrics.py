@@ -18,16 +18,20 @@ class Diagnostics(TypedDict):
     doubts: int  # what speaks against the run; data/doubts.csv says it
 
 
-class Judged(TypedDict):
+class Judged(TypedDict, total=False):
     """The student's calls, judged by people's answers about some images.
 
-    precision, recall: in percent, and the ends of their interval of 95 %; empty of nothing.
+    precision, recall: in percent, with the ends of their interval of 95 %; left out of nothing.
     """
 
     images: int
     answers: int
-    precision: list[float]
-    recall: list[float]
+    precision: float
+    precision_low: float
+    precision_high: float
+    recall: float
+    recall_low: float
+    recall_high: float
 
 
 class Metrics(TypedDict, total=False):

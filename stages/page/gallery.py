@@ -100,20 +100,22 @@ def said_of_images(of: Evidence) -> Said:
 
 
 def gallery(said: Said, classes: list[str], count: int) -> list[Shown]:
-    """`count` images: the surest of each class, doubtful and wrong ones; and a fifth as many
-    training images, whose labels the local views changed most.
+    """The surest image of each class; then `count` more, doubtful, wrong and sure ones; and a fifth
+    as many training images, whose labels the local views changed most.
     """
     test = (said.rows["split"] == "test").to_numpy()
     pool = np.flatnonzero(test if test.any() else ~test)
     p, called, truth = said.p[pool], said.called[pool], said.truth[pool]
     wrong = np.nan_to_num(np.abs(p - truth)) * (called != (truth > 0))
+    sure = list(islice(surest(p), len(classes)))
     kinds = [
         surest(p),
         unsure(p, said.cuts),
         disagreement(p, said.cuts, said.teacher[pool]),
         greatest("wrong", wrong),
     ]
-    rows = [int(pool[one.row]) for one in take_turns(kinds, count)]
+    chosen = [one.row for one in [*sure, *take_turns(kinds, len(classes) + count)]]
+    rows = [int(pool[row]) for row in dict.fromkeys(chosen)]
     changed = (one.row for one in greatest("changed", said.change) if one.row not in rows)
     return [shown(said, classes, row) for row in [*rows, *islice(changed, count // 5)]]
 

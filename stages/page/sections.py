@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -103,14 +103,12 @@ def headline(of: Evidence) -> list[Figure]:
 def answered(of: Evidence) -> list[str]:
     """A sentence a split, of what people's answers say of the student's calls."""
     found = []
-    for split, told in of.metrics.get("answers", {}).items():
+    for split, judged in of.metrics.get("answers", {}).items():
+        told = cast(dict[str, float], judged)
         figures = [
-            f"{name} {value:.0f} % ({low:.0f} to {high:.0f})"
-            for name, (value, low, high) in (
-                (name, ends)
-                for name, ends in (("precision", told["precision"]), ("recall", told["recall"]))
-                if ends
-            )
+            f"{name} {told[name]:.0f} % ({told[f'{name}_low']:.0f} to {told[f'{name}_high']:.0f})"
+            for name in ("precision", "recall")
+            if name in told
         ]
         seen = ", which the student has learned" if split == "train" else ""
         found.append(

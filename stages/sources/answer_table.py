@@ -14,11 +14,13 @@ import pandas as pd
 
 from stages.runtime.errors import UserError, reason
 from stages.runtime.params import NONE
+from stages.runtime.progress import say
 from stages.sources import label_table
 from stages.sources.coco import read_annotations
 
+NOT_ANSWERED = {"description": "of `ccd review`: predictions, not answers"}  # in COCO's form
 KEY = "source.answers"
-FORMULA = "./"  # in front of an id that a spreadsheet would take for a formula; the same path
+FORMULA = "./"  # in front of an id that a spreadsheet would take for more; the same path
 
 
 def answers(path: str, classes: list[str]) -> pd.DataFrame:
@@ -32,8 +34,10 @@ def answers(path: str, classes: list[str]) -> pd.DataFrame:
     known = label_table.table([], np.zeros((0, len(classes))), classes)
     files = [] if path == NONE else [path]
     if files and Path(path).is_dir():
-        inside = sorted(Path(path).iterdir())
+        inside = [f for f in sorted(Path(path).iterdir()) if not f.name.startswith(".")]
         files = [str(file) for file in inside if file.suffix.lower() in (".csv", ".json")]
+        if others := [file.name for file in inside if str(file) not in files]:
+            say(f"answers: warning: passed over in {path}: {', '.join(others[:5])}")
     for file in files:
         own = label_table.without_duplicates(of_file(file, classes), file).set_index("image_id")
         known = own.combine_first(known.set_index("image_id")).reset_index()
@@ -53,6 +57,11 @@ def of_file(path: str, classes: list[str]) -> pd.DataFrame:
     if isinstance(content, list):
         return of_label_studio(content, path, classes)
     annotations = read_annotations(Path(path), KEY)
+    if content.get("info") == NOT_ANSWERED or any("score" in a for a in content["annotations"]):
+        raise UserError(
+            f"{KEY} in params.yaml: {path} has predictions, at which nobody looked: export it "
+            "from the tool in which it was looked through"
+        )
     ids = [image["id"] for image in annotations.images]
     names = [str(image["file_name"]) for image in annotations.images]
     return label_table.table(names, annotations.labels(ids, classes), classes)

@@ -103,6 +103,7 @@ def from_csv(path: str, classes: list[str], key: str) -> pd.DataFrame:
             chunksize=PART,
         )
         rows = pd.concat([_checked(part, path, classes) for part in parts])
+        rows = rows[(rows["image_id"] != "") | rows[classes].notna().any(axis=1)]  # blank lines
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{key} in params.yaml: {path}: {error}") from None
     return without_duplicates(rows, path)

@@ -6,6 +6,7 @@ folder (`under`), from where `runtime/publishing.py` moves everything at once.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -172,18 +173,19 @@ def read_csv(path: Path) -> pd.DataFrame:
     Raises `UserError` for a file that is not there or is no CSV.
     """
     try:
-        return _read_csv(path)
+        return parse_csv(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise absent(path) from None
     except (OSError, ValueError) as error:
         raise damaged(path, error) from None
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    columns = pd.read_csv(path, nrows=0).columns
+def parse_csv(text: str) -> pd.DataFrame:
+    """What `write_csv` wrote; `ValueError` for what is no CSV."""
+    columns = pd.read_csv(io.StringIO(text), nrows=0).columns
     empty = {name: [""] for name in columns if name not in NAMES}
     return pd.read_csv(
-        path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=empty
+        io.StringIO(text), dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=empty
     )
 
 
