@@ -3,10 +3,10 @@
     python -m experiments.label_kinds --seeds 0,1,2
     python -m experiments.label_kinds --seeds 0 --preset photographs
 
-Nothing is trained: thirteen windows an image, and heads in closed form on the student's first
-weights, so that a kind takes seconds. Writes `results/label_kinds.csv` (or below
-`results/photographs`), a line a kind and seed. That labels are good by their average precision does
-not mean that a good student follows from them.
+Nothing is trained: thirteen windows an image (or `--windows 29`, sixteen of them a sixth of its
+area), and heads in closed form on the student's first weights, so that a kind takes seconds. Writes
+`results/label_kinds.csv` (or below `results/photographs`), a line a kind and seed. That labels are
+good by their average precision does not mean that a good student follows from them.
 """
 
 from __future__ import annotations
@@ -72,19 +72,24 @@ def main(
     preset: Annotated[
         str, typer.Option(help="Of `ccd preset`, instead of the parameters that are committed.")
     ] = "",
+    windows: Annotated[
+        int, typer.Option(help="An image: 4, 9, 13 or 29, the last ones tiny.")
+    ] = 13,
 ) -> None:
     """Measure every kind with every seed."""
     params, numbers, results = prepare(preset), seed_list(seeds), RESULTS / preset
+    changes = UNTRAINED | {"cam_boxes.mean_views": float(windows)}
+    name = NAME if windows == 13 else f"{NAME}_{windows}"
     must_be_judged(numbers[0])
     lines = []
     for seed in numbers:
-        seen = read(reproduce(seed, UNTRAINED, *WANTED))
+        seen = read(reproduce(seed, changes, *WANTED))
         for kind, labels in kinds(seen, params.fuse_labels.alpha):
             lines.append({"row": kind, "seed": seed} | judged(seen, labels))
             print(lines[-1], flush=True)
             results.mkdir(exist_ok=True)
             table = pd.DataFrame(lines).round(2)
-            table.to_csv(results / f"{NAME}.csv", index=False, lineterminator="\n")
+            table.to_csv(results / f"{name}.csv", index=False, lineterminator="\n")
     print(table[LINE].groupby("row", sort=False).mean().round(1).to_string())
 
 

@@ -33,7 +33,7 @@ from tests import published_script as script
 from tests.conftest import MINI_CLASSES, Project, lay_out, write_tiny_teacher
 
 STAGES = (
-    "check", "index", "weights", "class_text", "global_clip", "bias", "student_features",
+    "check", "index", "answers", "weights", "class_text", "global_clip", "bias", "student_features",
     "warmup", "cam_boxes", "local_clip", "fuse_labels", "train",
 )  # fmt: skip
 GLOBAL, SIDE, TRAINED, FACTOR, LIMIT = 64, 96, 64, 20.0, 1.2
@@ -332,7 +332,7 @@ def test_strong_views_are_distributed_as_those_that_the_script_composes():
     """Mirroring and colour jitter, drawn often: torchvision's on Pillow's images, and ours."""
     torch.manual_seed(0)
     photos = [draw_photo(np.random.default_rng([3, n]))[0].resize((48, 48)) for n in range(20)]
-    tensors = torch.stack([torch.from_numpy(np.asarray(p)).permute(2, 0, 1) for p in photos])
+    tensors = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in photos])
     published = torchvision.transforms.Compose([
         torchvision.transforms.ColorJitter(0.5, 0.5, 0.5, 0.5),
         torchvision.transforms.RandomHorizontalFlip(),

@@ -15,7 +15,14 @@ import torchvision
 import zarr
 from safetensors.torch import load_file
 
-from tests import test_engine, test_models, test_published_sources, test_sources, test_teachers
+from tests import (
+    test_engine,
+    test_models,
+    test_published_sources,
+    test_review,
+    test_sources,
+    test_teachers,
+)
 from tests.conftest import MINI_CLASSES, Project, write_tiny_teacher
 from tests.declarations import leaves
 from tests.test_invalidation import rows
@@ -81,6 +88,7 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
     ("report.samples", 2, NOTHING, "report", "data/report/index.html"),
 ]  # fmt: skip
 ELSEWHERE = {
+    "source.answers": test_review.test_from_a_queue_to_labels_cuts_and_figures,
     "source.kind": test_published_sources.test_the_stages_index_a_published_layout_and_its_labels,
     "source.difficult": test_published_sources.test_what_is_only_difficult_to_see_counts_as_asked,
     "source.max_bad_share": (

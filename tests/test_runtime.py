@@ -96,7 +96,7 @@ def test_blocks_of_a_run_that_was_killed_are_used_by_an_edited_runtime(project: 
         ("method/evaluation.py", "def micro_average_precision(", {"evaluate"}),
         ("storage/version.py", "RUNTIME = 1", set(STAGES)),
         ("images/decode.py", "def decode(", set(STAGES) - {
-            "check", "ground_truth", "weights", "class_text", "bias", "fuse_labels"
+            "check", "ground_truth", "answers", "weights", "class_text", "bias", "fuse_labels"
         }),
     ],
 )  # fmt: skip
