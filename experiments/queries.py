@@ -167,7 +167,7 @@ def trained(
                 network(cells.train[rows, side] / scale), labels[rows]
             )
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward([loss])
             optimiser.step()
             schedule.step()
     network.eval()

@@ -20,7 +20,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from stages.command import fetch
+from stages.command import cli, fetch
 from stages.command.cli import app
 from stages.command.fetch import Archive
 from stages.command.preset import names, preset
@@ -288,3 +288,8 @@ def test_a_server_that_is_not_there_is_one_line(published: Path):
     assert "ccd: http://127.0.0.1" in result.output
     assert "404" in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_command_knows_the_data_sets_that_there_are():
+    """Its own list lets it refuse another name before torchvision is imported."""
+    assert tuple(fetch.DATA_SETS) == cli.PUBLISHED

@@ -8,8 +8,13 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
+import pandas as pd
+import pytest
 from PIL import Image
 
+from stages.page import gallery
+from stages.page.gallery import Said
 from tests.conftest import Project
 
 NASTY = "<script>&\"'"
@@ -91,3 +96,17 @@ def test_a_training_without_an_epoch_is_left_out(project: Project):
     project.set(train__epochs=0, warmup__epochs=0)
     project.repro()
     assert "training" not in [a.get("id") for tag, a in page(project).tags if tag == "section"]
+
+
+@pytest.mark.parametrize("classes", [3, 20, 80])
+def test_every_class_has_its_surest_image_in_the_gallery(classes: int, monkeypatch):
+    """However few the others are."""
+    rng = np.random.default_rng(0)
+    p = rng.random((300, classes))
+    cuts = np.full(classes, 0.5)
+    rows = pd.DataFrame({"split": ["test"] * 300})
+    said = Said(rows, p, np.roll(p, 1, axis=1), p >= cuts, p.round(), np.zeros_like(p), cuts)
+    monkeypatch.setattr(gallery, "shown", lambda said, names, row: row)
+    shown = gallery.gallery(said, [str(c) for c in range(classes)], 2)
+    assert set(p.argmax(axis=0)) <= set(shown)
+    assert len(shown) == len(set(shown))

@@ -101,8 +101,8 @@ def compare(
             cells = [clean(str(row[column])) for column in first]
             for name in names:
                 there, here = row[f"{name} there"], row[f"{name} here"]
-                figures = (f"{there:.1f}", f"{here:.1f}", f"{here - there:+.1f}")
-                cells += ["" if "nan" in figure else figure for figure in figures]
+                figures = ((there, ".1f"), (here, ".1f"), (here - there, "+.1f"))
+                cells += [format(value, form) if value == value else "" for value, form in figures]
             shown.add_row(*cells)
         console.print(shown, markup=False)
 

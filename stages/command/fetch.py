@@ -102,7 +102,7 @@ DATA_SETS = {
 
 def description(name: str) -> str:
     """What `fetch` would do for a data set, and under what terms."""
-    data = _known(name)
+    data = DATA_SETS[name]
     lines = [
         f"  {archive.url}\n      {archive.gigabytes:g} GB, "
         + (f"MD5 {archive.md5}" if archive.md5 else "no checksum is published")
@@ -118,7 +118,7 @@ def description(name: str) -> str:
 
 def fetch(name: str, say: Callable[[str], None]) -> None:
     """Download, verify and unpack what is not there yet. `UserError` for what goes wrong."""
-    data = _known(name)
+    data = DATA_SETS[name]
     if not data.archives:
         raise UserError(f"{name} cannot be fetched; see `ccd fetch {name}`")
     folder = Path(data.folder)
@@ -150,9 +150,3 @@ def fetch(name: str, say: Callable[[str], None]) -> None:
         raise UserError(f"the archives held no {missing[0]}; they are kept in {downloads}")
     shutil.rmtree(downloads)
     say(f"{name} is complete, below {folder}/")
-
-
-def _known(name: str) -> DataSet:
-    if name not in DATA_SETS:
-        raise UserError(f"nothing is known of {name!r}, but of {', '.join(DATA_SETS)}")
-    return DATA_SETS[name]
