@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -29,12 +29,10 @@ from experiments.observed import (
     some_known,
     with_unlikely,
 )
-from experiments.results import Data, aligned, read_data, write_result
+from experiments.results import Data, aligned, judged, read_data, write_result
 from experiments.settings import Baseline, read_settings
 from stages.artifacts import GLOBAL_SCORES, STUDENT_INIT
 from stages.images.prefetch import load_global_views, split_batches
-from stages.method.average_precision import mean_average_precision
-from stages.method.evaluation import micro_average_precision
 from stages.method.objective import Objective
 from stages.models.backbones import BackboneConfig
 from stages.models.device import device
@@ -53,14 +51,6 @@ from stages.training.state import State, first_state
 POSITIVE = 0.5  # a label at least this large counts as positive for the training's mAP
 
 
-class Judged(TypedDict):
-    """How good a student is, in percent, after so many epochs."""
-
-    epochs: int
-    mAP: float
-    micro_AP: float
-
-
 def run(name: str, params: Params, job: Job) -> None:
     method, settings = METHODS[name], read_settings().baseline
     data = read_data()
@@ -75,22 +65,16 @@ def run(name: str, params: Params, job: Job) -> None:
     if method.told:
         rate = float(np.nanmean(np.nansum(known, axis=1)))
         settings = settings.model_copy(update={"expected": rate})
-    boost = settings.boost if method.boost else 1.0
+    student = first_of(params, data, settings.boost if method.boost else 1.0)
     objective = method.objective(torch.from_numpy(observed), settings, params.seed)
-    result, _ = train_and_judge(job, params, data, objective, boost)
+    result, _ = train_and_judge(job, params, data, student, objective)
     per_image = round(float((observed != 0).sum(axis=1).mean()), 3)
     told = {"knows": method.knows, "observed_per_image": per_image}
     write_result(job, name, {"method": name} | result | told)
 
 
-def train_and_judge(
-    job: Job, params: Params, data: Data, objective: Objective, boost: float
-) -> tuple[Judged, State]:
-    """Train a student from its first weights by `objective`; how good it is on held-out images.
-
-    Also returns the training's last state.
-    """
-    judged = data.judged
+def first_of(params: Params, data: Data, boost: float) -> Student:
+    """A student of the pipeline's first weights."""
     tensors, first = load_weights(STUDENT_INIT, BackboneConfig)
     config = StudentConfig.model_validate(
         first.model_dump()
@@ -107,21 +91,33 @@ def train_and_judge(
     torch.manual_seed(params.seed)
     student = build_student(config)
     set_first_weights(student, tensors, first)
+    return student
+
+
+def train_and_judge(
+    job: Job, params: Params, data: Data, student: Student, objective: Objective
+) -> tuple[dict[str, float], State]:
+    """Train a student by `objective`; how good it is on held-out images.
+
+    Also returns the training's last state.
+    """
+    judge_by = data.judged  # or refuse, before anything is trained
+    state = trained(job, params, data, student, objective)
+    weights = job.staging / "student.safetensors"
+    save_weights(weights, state.weights, student.config)
+    found = judged(judge_by, probabilities(weights, data.held_out))
+    say(f"{job.stage}: mAP {found['mAP']}")
+    return {"epochs": len(state.history)} | found, state
+
+
+def trained(job: Job, params: Params, data: Data, student: Student, objective: Objective) -> State:
+    """The state after the last of the pipeline's epochs."""
     epochs = params.warmup.epochs + params.train.epochs
     recipe = Recipe(epochs, params.optimiser, params.seed, POSITIVE)
     state = first_state(student.state_dict())
     for latest in Trainer(job, student, data.rows, objective, recipe).states(moments={}):
         state = latest
-    weights = job.staging / "student.safetensors"
-    save_weights(weights, state.weights, config)
-    scores = probabilities(weights, data.held_out)
-    result: Judged = {
-        "epochs": epochs,
-        "mAP": round(100 * mean_average_precision(judged, scores), 2),
-        "micro_AP": round(100 * micro_average_precision(judged, scores), 2),
-    }
-    say(f"{job.stage}: mAP {result['mAP']}")
-    return result, state
+    return state
 
 
 def observe(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.baseline import train_and_judge
+from experiments.baseline import first_of, train_and_judge
 from experiments.objectives import aggregated, aligned_labels, bernoulli_divergence
 from experiments.results import aligned, read_data, write_result
 from experiments.settings import Cdul, read_settings
@@ -58,11 +58,12 @@ def run(params: Params, job: Job) -> None:
     epochs = params.warmup.epochs + params.train.epochs
     truth = aligned(data.truth, rows)
     objective = Aligned(torch.from_numpy(labels), truth, settings, epochs)
-    result, state = train_and_judge(job, params, data, objective, settings.boost)
+    student = first_of(params, data, settings.boost)
+    result, state = train_and_judge(job, params, data, student, objective)
     shares = state.objective["quality"].tolist()
     quality = [None if math.isnan(share) else round(100 * share, 2) for share in shares]
     told = {"knows": "clip", "label_mAP": quality}
-    write_result(job, "cdul", {"method": "cdul"} | result | told)
+    write_result(job, "cdul", {"method": "cdul", **result, **told})
 
 
 def initial_labels(whole: Floats, tiles: Floats, settings: Cdul) -> Floats:

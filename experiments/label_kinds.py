@@ -25,7 +25,7 @@ from scipy.special import softmax as softmax_of
 from experiments.ablations import UNTRAINED
 from experiments.clone import must_be_judged, prepare, reproduce, seed_list
 from experiments.discriminant import out_of_fold
-from experiments.photographs import ENOUGH
+from experiments.results import ENOUGH
 from stages.artifacts import (
     BIAS,
     CLASS_TEXT,

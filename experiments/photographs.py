@@ -16,11 +16,11 @@ import typer
 
 from experiments.charts import bars
 from experiments.clone import must_be_judged, prepare, reproduce, seed_list
+from experiments.results import ENOUGH
 
 NAME = "photographs"
 RESULT = Path("results") / NAME / "ladder.csv"
 DATA, BESIDE = Path("data") / NAME, Path("../shared/real")
-ENOUGH = 9  # positives in the test split: the average precision of fewer says little
 
 
 def main(

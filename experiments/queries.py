@@ -16,7 +16,6 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -26,11 +25,10 @@ from torch import Tensor, nn
 from experiments.ablations import UNTRAINED
 from experiments.clone import must_be_judged, prepare, reproduce, seed_list
 from experiments.label_kinds import WANTED, kinds, read
-from experiments.photographs import ENOUGH
+from experiments.results import judged
 from stages.artifacts import STUDENT_INIT
 from stages.images.normalise import normalise
 from stages.images.prefetch import load_global_views, split_batches
-from stages.method.average_precision import average_precision, per_class_average_precision
 from stages.method.closed_form import Doubles, fit_by_likelihood, logits_of
 from stages.models.backbones import BackboneConfig
 from stages.models.device import device, move
@@ -174,17 +172,6 @@ def trained(
     with torch.inference_mode():
         said: Floats = network(cells.test[:, 0] / scale).numpy()
     return said
-
-
-def judged(truth: Floats, scores: Floats | Doubles) -> dict[str, float]:
-    """In percent; common: the mean over the classes with ENOUGH test positives."""
-    of_class = per_class_average_precision(truth, scores)
-    common = of_class[np.nansum(truth, axis=0) >= ENOUGH]
-    return {
-        "mAP": 100 * float(np.nanmean(of_class)),
-        "common": 100 * float(common.mean()) if len(common) else float("nan"),
-        "micro_AP": 100 * average_precision(truth.ravel(), scores.ravel()),
-    }
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from stages.artifacts import GROUND_TRUTH
+from stages.method.average_precision import average_precision, per_class_average_precision
+from stages.method.closed_form import Doubles
 from stages.runtime.errors import UserError
 from stages.runtime.job import Job
 from stages.runtime.types import Floats
@@ -18,6 +20,7 @@ from stages.storage.index import read_index, usable
 from stages.storage.tables import class_columns, read_table
 
 RESULTS = Path("results/table1")
+ENOUGH = 9  # positives in the test split: the average precision of fewer says little
 
 
 class Data(NamedTuple):
@@ -52,6 +55,19 @@ def read_data() -> Data:
 def aligned(table: pd.DataFrame, rows: pd.DataFrame) -> Floats:
     """What a label table has for the index's `rows`: (images, classes); NaN for what it has not."""
     return table.set_index("image_id").reindex(rows["image_id"]).to_numpy(np.float32)
+
+
+def judged(truth: Floats, scores: Floats | Doubles) -> dict[str, float]:
+    """How good scores (images, classes) are, in percent.
+
+    common: the mean over the classes with ENOUGH test positives, left out if none has.
+    """
+    of_class = per_class_average_precision(truth, scores)
+    common = of_class[np.nansum(truth, axis=0) >= ENOUGH]
+    found = {"mAP": float(np.nanmean(of_class))}
+    found |= {"common": float(common.mean())} if len(common) else {}
+    found["micro_AP"] = average_precision(truth.ravel(), scores.ravel())
+    return {name: round(100 * value, 2) for name, value in found.items()}
 
 
 def write_result(job: Job, name: str, result: Mapping[str, object]) -> None:

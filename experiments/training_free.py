@@ -3,9 +3,10 @@
     python -m experiments.table1
 
 Reads the index, the embeddings of images, training views and class names, the teacher and, to
-judge, the ground truth. Writes `results/table1/training_free.json`: the mean average precision of
-probabilities, of cosines and of a discriminant on the views (as PIAA has it, restated), of the
-whole image alone and of its mean with the best of nine tiles. Resumes by block.
+judge, the ground truth. Writes `results/table1/training_free.json`: the average precision of
+probabilities, of cosines, as SPARC makes them standardised ones and such with prompts of two
+classes, and of a discriminant on the views (as PIAA has it, restated), of the whole image alone and
+of its mean with the best of nine tiles. Resumes by block.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from experiments.results import read_data, write_result
+from experiments import sparc
+from experiments.results import judged, read_data, write_result
 from stages.artifacts import CLASS_TEXT, GLOBAL_CLIP, LOCAL_CLIP, TEACHER
 from stages.images.crops import CropRule
-from stages.method.average_precision import mean_average_precision
 from stages.method.closed_form import Doubles, fit_by_likelihood, logits_of
 from stages.method.labelling import zeroshot
 from stages.method.views import box_in_pixels, grid_boxes
@@ -34,7 +35,8 @@ from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.progress import say
 from stages.runtime.resume import in_blocks
-from stages.runtime.types import Arrays, Floats
+from stages.runtime.types import Arrays, Floats, Integers
+from stages.sources.class_list import class_list
 from stages.storage.arrays import read_store
 from stages.storage.index import ID_COLUMNS, read_index
 from stages.storage.provenance import parts_of
@@ -46,7 +48,7 @@ Scorer = Callable[[Floats], Floats | Doubles]
 
 def run(params: Params, job: Job) -> None:
     data = read_data()
-    judged = data.judged
+    judge_by = data.judged
     index, _ = read_index(ID_COLUMNS)
     images, _ = read_store(GLOBAL_CLIP, data.digest)
     texts, of_texts = read_store(CLASS_TEXT)
@@ -64,29 +66,41 @@ def run(params: Params, job: Job) -> None:
         "standardised": standardised(clip.similarities, clip.similarities(taught)),
         "discriminant": discriminant(taught, clip.probabilities(taught)),
     }
+    kinds["compound"] = with_pairs(params, clip.similarities, taught, everything[trained])
     scores = scorers(kinds, everything[places], embed_tiles(params, job, data.held_out))
-    result = {name: round(100 * mean_average_precision(judged, s), 2) for name, s in scores.items()}
+    result = {name: judged(judge_by, of) for name, of in scores.items()}
     write_result(job, "training_free", result)
     say(f"training_free: {result}")
 
 
 def embed_tiles(params: Params, job: Job, rows: pd.DataFrame) -> Floats:
     """Embeddings (images, tiles, dim) of the tiles of the index's `rows`."""
-    how, where = params.local_clip, device()
     tiles = SIDE**2
     width, height = (np.repeat(rows[side].to_numpy(), tiles) for side in ("width", "height"))
     edges = box_in_pixels(np.tile(grid_boxes(SIDE), (len(rows), 1)), width, height)
-    views_of = partial(box_views, rows, np.repeat(np.arange(len(rows)), tiles), edges)
+    image = np.repeat(np.arange(len(rows)), tiles)
+    return embed_boxes(params, job, rows, image, edges).reshape(len(rows), tiles, -1)
+
+
+def embed_boxes(
+    params: Params, job: Job, rows: pd.DataFrame, image: Integers, edges: Integers
+) -> Floats:
+    """Embeddings (views, dim) of boxes of the index's `rows`, as the pipeline's local views.
+
+    image: the place in `rows` of each, those of one image beside each other; edges (views, 4): in
+    pixels.
+    """
+    how, where = params.local_clip, device()
     teacher = Teacher(TEACHER, where, how.precision)
     teacher.prepare(how.view_size, "local_clip.view_size", aspect_kept=how.aspect == "keep")
     rule = CropRule(how.view_size, how.aspect)
+    views_of = partial(box_views, rows, image, edges)
 
     def embed(blocks: list[range]) -> Iterator[Arrays]:
         return embed_views(views_of, blocks, teacher, rule)
 
-    computed = in_blocks(job, len(edges), block_size(where), "tiles", embed)
-    embeddings = np.concatenate(list(computed.of("embedding")))
-    return embeddings.reshape(len(rows), tiles, -1)
+    computed = in_blocks(job, len(edges), block_size(where), "views", embed)
+    return np.concatenate(list(computed.of("embedding")))
 
 
 def standardised(similarities: Scorer, pool: Floats) -> Scorer:
@@ -102,6 +116,25 @@ def standardised(similarities: Scorer, pool: Floats) -> Scorer:
     seen = by_view(pool)
     mean, deviation = seen.mean(axis=0), seen.std(axis=0)
     return lambda embeddings: (by_view(similarities(embeddings)) - mean) / deviation
+
+
+def with_pairs(params: Params, similarities: Scorer, pool: Floats, whole: Floats) -> Scorer:
+    """SPARC: cosines standardised, with prompts of two classes that images are said to show.
+
+    pool (views, dim): embeddings of training views, whose statistics are kept; whole (images, dim):
+    those of training images, which say what is seen together.
+    """
+    words, teacher = list(class_list(params.source.classes).values()), Teacher(TEACHER, "cpu")
+    pairs, prompts = [], []
+    for one, other in sparc.pairs_seen(similarities(whole)):
+        both = f"{words[one]} and {words[other]}"
+        said = [template.replace("{}", both) for template in params.class_text.templates]
+        if not any(teacher.too_long(prompt) for prompt in said):
+            pairs.append((one, other))
+            prompts.append(teacher.embed_class(said).numpy())
+    text = np.array(prompts).reshape(len(prompts), pool.shape[1])
+    score = sparc.fit(similarities(pool), pool @ text.T, pairs)
+    return lambda embeddings: score(similarities(embeddings), embeddings @ text.T)
 
 
 def discriminant(views: Floats, p: Floats) -> Scorer:

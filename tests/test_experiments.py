@@ -28,6 +28,7 @@ from experiments.clone import link, prepare, seed_list, show_experiments, uncomm
 from experiments.figures import alike
 from experiments.methods import METHODS, Role
 from experiments.settings import Baseline, Cdul
+from experiments.system import SYSTEMS
 from experiments.table1 import CCD, LEVELS, summary
 from stages.command.preset import preset
 from stages.method.average_precision import mean_average_precision
@@ -124,7 +125,7 @@ def test_without_training_whole_image_views_and_tiles_are_scored(comparing: Proj
     comparing.run("python", "-m", "experiments.training_free")
     found = json.loads((comparing / "results/table1/training_free.json").read_text())
     metrics = json.loads((comparing / "results/metrics.json").read_text())
-    assert found["softmax"] == metrics["teacher_mAP"]
+    assert found["softmax"]["mAP"] == metrics["teacher_mAP"]
     assert set(found) == set(table1.TRAINING_FREE)
     assert found["tiles_softmax"] != found["softmax"]
 
@@ -328,33 +329,40 @@ def test_classes_of_a_published_data_set_have_its_figures_beside(kind, classes, 
 
 def test_table_1_is_a_line_a_method_and_seed_and_cduls_labels(tmp_path, monkeypatch, capsys):
     asked = []
-    untrained = dict.fromkeys(table1.TRAINING_FREE, 30.0)
 
     def reproduce(seed: int, changes: Any, *targets: str, settings: Any = None) -> Path:
         asked.append((seed, targets))
         results = tmp_path / "results/table1"
         results.mkdir(parents=True, exist_ok=True)
-        for name in METHODS:
-            (results / f"{name}.json").write_text(json.dumps({"mAP": 40.0 + seed}))
-        (results / "cdul.json").write_text(json.dumps({"mAP": 50.0, "label_mAP": [40.0, seed]}))
-        (results / "training_free.json").write_text(json.dumps(untrained))
-        (tmp_path / "results/metrics.json").write_text(json.dumps({"mAP": 60.0}))
+        judged = {"mAP": 40.0 + seed, "common": 30.0, "micro_AP": 20.0}
+        for name in [*METHODS, *SYSTEMS, "tailorclip"]:
+            (results / f"{name}.json").write_text(json.dumps(judged))
+        cdul = {"mAP": 50.0, "micro_AP": 20.0, "label_mAP": [40.0, seed]}
+        (results / "cdul.json").write_text(json.dumps(cdul))
+        for name, rows in table1.UNTRAINED.items():
+            (results / f"{name}.json").write_text(json.dumps(dict.fromkeys(rows, judged)))
+        metrics = {"mAP": 60.0, "micro_AP": 61.0}
+        (tmp_path / "results/metrics.json").write_text(json.dumps(metrics))
+        classes = pd.DataFrame({"test_positives": [9, 8, 20], "student_AP": [50.0, 1.0, 60.0]})
+        classes.to_csv(tmp_path / "results/per_class.csv", index=False)
         return tmp_path
 
-    monkeypatch.setattr(table1, "prepare", lambda: PARAMS)
+    monkeypatch.setattr(table1, "prepare", lambda preset: PARAMS)
     monkeypatch.setattr(table1, "must_be_judged", lambda seed: None)
     monkeypatch.setattr(table1, "reproduce", reproduce)
-    monkeypatch.setattr(table1, "RESULT", tmp_path / "table1.csv")
-    monkeypatch.setattr(table1, "CDUL_LABELS", tmp_path / "labels.csv")
-    table1.main("3,4")
-    lines = pd.read_csv(tmp_path / "table1.csv")
-    assert lines["seed"].value_counts().to_dict() == dict.fromkeys((3, 4), len(METHODS) + 16)
+    monkeypatch.setattr(table1, "RESULTS", tmp_path)
+    table1.main("3,4", preset="photographs")
+    lines = pd.read_csv(tmp_path / "photographs/table1.csv")
+    rows = len(METHODS) + len(SYSTEMS) + len(table1.CDULS) + 1 + 10 + 4 + 4
+    assert lines["seed"].value_counts().to_dict() == dict.fromkeys((3, 4), rows)
     assert not lines.duplicated(["level", "method", "seed"]).any()
     assert lines.loc[lines["method"] == "WAN + BoostLU", "mAP"].tolist() == [43.0, 44.0]
-    labels = pd.read_csv(tmp_path / "labels.csv").set_index("row").loc["CDUL"]
-    assert labels.to_numpy().tolist() == [[3, 0, 40], [3, 1, 3], [4, 0, 40], [4, 1, 4]]
+    assert lines.loc[lines["method"] == "CCD", "common"].tolist() == [55.0, 55.0]
+    assert lines.loc[lines["method"] == "CDUL", "common"].isna().all()
+    labels = pd.read_csv(tmp_path / "photographs/table1_cdul_labels.csv").set_index("row")
+    assert labels.loc["CDUL"].to_numpy().tolist() == [[3, 0, 40], [3, 1, 3], [4, 0, 40], [4, 1, 4]]
     assert lines["method"].str.startswith("CDUL").sum() == 8
-    assert (tmp_path / "table1.svg").read_text().startswith("<svg")
+    assert (tmp_path / "photographs/table1.svg").read_text().startswith("<svg")
     assert "G2NetPL, approximate" in capsys.readouterr().out
     assert {seed for seed, _ in asked} == {3, 4}
 
@@ -657,8 +665,9 @@ def test_a_users_files_are_linked_into_the_clone_and_never_taken_out(tmp_path, m
     assert Path("photos/words.txt").readlink() == Path("words.txt").resolve()
 
 
-def test_the_table_has_every_published_row_and_marks_what_was_not_run():
-    ran = [(LEVELS[m.knows], m.title) for m in METHODS.values()] + [(LEVELS["clip"], "CCD")]
+def test_the_table_has_the_published_figures_beside_what_was_run():
+    ran = [(LEVELS[m.knows], m.title) for m in [*METHODS.values(), *SYSTEMS.values()]]
+    ran += [(LEVELS["clip"], title) for title in ("CCD", "PIAA as published")]
     lines = pd.DataFrame(
         [
             {"level": level, "method": title, "mAP": 10.0 + seed, "seed": seed}
@@ -671,4 +680,6 @@ def test_the_table_has_every_published_row_and_marks_what_was_not_run():
     assert set(ran) <= set(table.index)
     assert table.loc[(LEVELS["clip"], "CCD"), "published, VOC12"] == CCD[0]
     assert table.loc[(LEVELS["clip"], "CCD"), "mean"] == 10.5
-    assert table.loc[(LEVELS["some"], "SARB"), ["mean", "std"]].isna().all()
+    assert table.loc[(LEVELS["some"], "SARB"), "published, VOC07"] == 85.7
+    assert table.loc[(LEVELS["clip"], "PIAA as published"), "published, NUS"] == 50.6
+    assert table.loc[(LEVELS["clip"], "SST on pseudo-labels")].isna().sum() == 4

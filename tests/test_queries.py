@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from experiments.ablations import UNTRAINED
-from experiments.queries import Cells, Pooled, Queries, cells_of, judged, trained
+from experiments.queries import Cells, Pooled, Queries, cells_of, trained
+from experiments.results import judged
 from stages.artifacts import STUDENT_FEATURES
 from stages.storage.arrays import read_store
 from stages.storage.index import is_usable, read_index
