@@ -353,7 +353,7 @@ def test_table_1_is_a_line_a_method_and_seed_and_cduls_labels(tmp_path, monkeypa
     monkeypatch.setattr(table1, "RESULTS", tmp_path)
     table1.main("3,4", preset="photographs")
     lines = pd.read_csv(tmp_path / "photographs/table1.csv")
-    rows = len(METHODS) + len(SYSTEMS) + len(table1.CDULS) + 1 + 10 + 4 + 4
+    rows = len(METHODS) + len(SYSTEMS) + len(table1.CDULS) + 1 + 10 + 4 + 5
     assert lines["seed"].value_counts().to_dict() == dict.fromkeys((3, 4), rows)
     assert not lines.duplicated(["level", "method", "seed"]).any()
     assert lines.loc[lines["method"] == "WAN + BoostLU", "mAP"].tolist() == [43.0, 44.0]
