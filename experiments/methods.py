@@ -61,6 +61,34 @@ class LargeLoss(Objective):
         return o.large_loss_correction(logits, observed[rows], count)
 
 
+class Acknowledged(Objective):
+    """EM + APL, approximately: of the unobserved labels, more are taken for absent every epoch.
+
+    Those of the least predictions, each softly, as it was predicted then. When that begins and how
+    many there are is as remembered: 90 % by the last of seven epochs, from the second on.
+    """
+
+    absent: Tensor
+
+    def __init__(self, observed: Tensor, wait: int = 2, share: float = 0.18) -> None:
+        super().__init__(observed)
+        self.wait, self.share = wait, share
+        self.register_buffer("absent", torch.full(observed.shape, torch.nan))
+
+    def forward(self, logits: Tensor, rows: list[int], epoch: int) -> Tensor:
+        """As published, in `experiments.objectives`."""
+        return o.acknowledged(logits, self.labels[rows], self.absent[rows])
+
+    def end_epoch(self, predicted: Tensor, epoch: int) -> None:
+        """Take the next ones."""
+        unknown = self.labels == 0
+        free = (unknown & self.absent.isnan()).flatten()
+        count = min(round(self.share * int(unknown.sum())), int(free.sum()))
+        if epoch >= self.wait and count:
+            least = predicted.flatten().where(free, torch.inf).topk(count, largest=False).indices
+            self.absent.view(-1)[least] = predicted.flatten()[least].sigmoid()
+
+
 class Role(Objective):
     """ROLE: the unobserved labels are estimated by a table that is learned with the student.
 
@@ -200,6 +228,9 @@ def _told(name: str, method: Method) -> dict[str, Method]:
     return {f"{name}_told": method._replace(title=title, published=UNPUBLISHED, told=True)}
 
 
+_APL = Method(
+    "EM + APL, approximate", "one", lambda observed, settings, seed: Acknowledged(observed)
+)
 _GAME = Method("G2NetPL, approximate", "one", _game, (89.5, 89.9, 72.5, 48.5))
 
 METHODS: dict[str, Method] = {
@@ -213,6 +244,7 @@ METHODS: dict[str, Method] = {
     **_told("role", _SINGLE_POSITIVE["role"]),
     "g2netpl": _GAME,
     **_told("g2netpl", _GAME),
+    "em_apl": _APL,
     **_ON_CLIPS_LABELS,
     **_boosted(_ON_CLIPS_LABELS),
     **_told("clip_role", _ON_CLIPS_LABELS["clip_role"]),

@@ -104,10 +104,26 @@ def entropy_maximisation(logits: Tensor, observed: Tensor, weight: float = 0.2) 
 
     weight: of the entropy; as remembered for VOC, to be checked against the authors' table.
     """
-    p = logits.sigmoid()
-    entropy = -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits))
     targets = present(observed, logits)
-    return (-targets * F.logsigmoid(logits) - (1 - targets) * weight * entropy).mean()
+    return (-targets * F.logsigmoid(logits) - (1 - targets) * weight * _entropy(logits)).mean()
+
+
+def acknowledged(
+    logits: Tensor, observed: Tensor, absent: Tensor, weight: float = 0.2, of_absent: float = 0.02
+) -> Tensor:
+    """EM + APL (Zhou et al. 2022): EM, but for what is taken for absent, softly.
+
+    absent (images, classes): how likely present a label was when it was taken for absent, NaN where
+    it was not. Both weights are as remembered.
+    """
+    soft = cross_entropy(logits, absent.nan_to_num().to(logits))
+    unknown = torch.where(absent.isnan(), -weight * _entropy(logits), of_absent * soft)
+    return torch.where(observed > 0, -F.logsigmoid(logits), unknown).mean()
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    p = logits.sigmoid()
+    return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits))
 
 
 def large(losses: Tensor, observed: Tensor, count: int) -> Tensor:

@@ -26,7 +26,7 @@ from experiments.ablations import Ablation, ablations
 from experiments.cdul import Aligned
 from experiments.clone import link, prepare, seed_list, show_experiments, uncommitted
 from experiments.figures import alike
-from experiments.methods import METHODS, Role
+from experiments.methods import METHODS, Acknowledged, Role
 from experiments.settings import Baseline, Cdul
 from experiments.system import SYSTEMS
 from experiments.table1 import CCD, LEVELS, summary
@@ -384,6 +384,26 @@ def test_figures_are_drawn_from_what_the_pipeline_left(comparing: Project):
     assert Image.open(results / "figure11.jpg").height == 3 * 166
 
 
+def test_examples_are_what_the_teacher_says_of_patches_and_photographs(comparing: Project):
+    comparing.run("python", "-m", "experiments.examples")
+    results = comparing / "results"
+    truth = pd.read_csv(comparing / "truth.csv").set_index("image_id")
+    scores = pd.read_parquet(comparing / "data/global_scores.parquet").set_index("image_id")
+    lines = pd.read_csv(results / "figure1.csv")
+    assert lines["patches"].tolist() == [1, 4, 9, 16]
+    shown, both = lines["image_id"].iloc[0], lines[["one", "other"]].iloc[0].tolist()
+    assert truth.loc[shown].sum() == 2
+    assert truth.loc[shown, both].tolist() == [1, 1]
+    assert (lines["mean"] > 0).all()
+    assert Image.open(results / "figure1.jpg").width == 4 * 166
+    for line in pd.read_csv(results / "figure2abc.csv").to_dict("records"):
+        own = scores.loc[line["image_id"], MINI_CLASSES].sort_values(ascending=False)
+        assert list(own.index[:2]) == [line["class"], line["runner_up"]]
+        found = [line["probability"], line["its_probability"]]
+        assert found == pytest.approx(own.iloc[:2].tolist(), abs=1e-3)
+        assert truth.loc[line["image_id"]].sum() == truth.loc[line["image_id"], line["class"]] == 1
+
+
 def test_figures_of_maps_need_maps(comparing: Project):
     comparing.set(cam_boxes__views="grid", cam_boxes__mean_views=4.0)
     comparing.repro("fuse_labels")
@@ -434,6 +454,24 @@ def test_every_objective_has_a_finite_loss_of_which_all_logits_learn(method: str
         assert torch.isfinite(loss)
         assert (logits.grad != 0).any()
         objective.end_epoch(logits.detach(), epoch)
+
+
+def test_em_takes_the_least_likely_labels_for_absent_more_every_epoch():
+    observed = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0]])
+    objective = Acknowledged(observed, wait=2, share=0.3)
+    first = torch.tensor([[-9.0, -3.0, 2.0, 1.0], [0.0, -8.0, -1.0, 3.0]])
+    objective.end_epoch(first, 1)
+    assert objective.absent.isnan().all()
+    objective.end_epoch(first, 2)  # of six unknown ones two; what is known to be present is none
+    taken = ~objective.absent.isnan()
+    assert taken.tolist() == [[False, True, False, False], [False, False, True, False]]
+    assert torch.allclose(objective.absent[taken], torch.tensor([-3.0, -1.0]).sigmoid())
+    objective.end_epoch(-first, 3)
+    assert (~objective.absent.isnan()).sum() == 4
+    assert torch.allclose(objective.absent[taken], torch.tensor([-3.0, -1.0]).sigmoid())
+    for epoch in (4, 5, 6):
+        objective.end_epoch(first, epoch)
+    assert (objective.absent.isnan() == (observed > 0)).all()
 
 
 # one of each objective, and of each kind of knowledge
