@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
 from stages.command.compare import compare, differences
-from tests.conftest import Project
+from tests.conftest import CHROMIUM, Project
+from tests.test_report_in_a_browser import CONTRAST
 
 
 def test_the_leaves_that_differ_are_named():
@@ -73,3 +76,46 @@ def test_odd_results_are_one_line(project: Project, file: str, content: str, why
     (project / file).write_text(before)
     done = project.run("ccd", "compare", "odd", check=False)
     assert (done.returncode, done.stderr) == (1, f"ccd: {why}\n")
+
+
+def test_a_comparison_is_a_page_too(project: Project):
+    commit(project, "before")
+    project.set(train__epochs=1)
+    classes = pd.read_csv(project / "results/per_class.csv")
+    classes["student_AP"] -= 3
+    classes.to_csv(project / "results/per_class.csv", index=False)
+    shown = project.run("ccd", "compare", "before", "--page", "beside.html").stdout
+    assert "beside.html has it as a page." in shown
+    page = (project / "beside.html").read_text()
+    assert "<code>train.epochs</code>" in page
+    for name in classes["class"]:
+        assert f'<td class="name">{name}</td>' in page
+    assert page.count("-3.0") == classes["student_AP"].notna().sum()
+    assert page.count("<svg") == 2
+    assert "http:" not in page.replace("http://www.w3.org", "")
+    for path, said in (("beside.txt", "should end with .html"), ("no/beside.html", "no folder no")):
+        done = project.run("ccd", "compare", "before", "--page", path, check=False)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert not (project / path).exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_comparison_is_legible_and_asks_nothing(
+    project: Project, browser: Any, scheme: str
+):
+    commit(project, "before")
+    project.set(train__epochs=1)
+    project.run("ccd", "compare", "before", "--page", "beside.html")
+    for width in (1280, 390):
+        view = {"width": width, "height": 900}
+        opened = browser.new_page(viewport=view, color_scheme=scheme)
+        asked: list[Any] = []
+        opened.on("request", asked.append)
+        opened.goto((project / "beside.html").as_uri())
+        assert len(asked) == 1
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+        least, text = opened.evaluate(CONTRAST)
+        assert least >= 4.5, text
+        opened.close()

@@ -75,36 +75,45 @@ def status() -> None:
 
 def compare(
     revision: Annotated[str, typer.Argument(help="A branch, tag or commit, with its results/.")],
+    page: Annotated[
+        Path | None, typer.Option("--page", help="A .html file, for the same as a page.")
+    ] = None,
 ) -> None:
     """Show parameters and results here beside those committed at another revision."""
     from rich.console import Console
     from rich.table import Table
 
-    from stages.command.compare import JUDGED, OF_CLASS
+    from stages.command.compare import JUDGED, OF_CLASS, grid, said
     from stages.command.compare import compare as beside
+    from stages.runtime.publishing import write_whole
 
+    if page and page.suffix.lower() not in (".html", ".htm"):
+        fail(f"--page {page}: its name should end with .html", 2)
+    if page:
+        place_for(page)
     with one_line():
         found = beside(revision)
+        if page:
+            from stages.command.compare_page import page as page_of
+
+            write_whole(page, page_of(found, revision).encode())
     console = Console(width=None if sys.stdout.isatty() else 140)
     params = Table("parameter", revision, "here", box=None)
     for key, values in found.params.items():
-        params.add_row(key, *(clean(str(value)) for value in values))
+        params.add_row(key, *(clean(said(value)) for value in values))
     if found.params:
         console.print(params, markup=False)
     else:
         typer.echo(f"The parameters are those of {revision}.")
     for table, names in ((found.ladder, JUDGED), (found.classes, OF_CLASS)):
-        first = [str(column) for column in table if " " not in str(column)]
-        heads = [head for name in names.values() for head in (name, "here", "change")]
-        shown = Table(*first, *heads, box=None)
-        for row in table.to_dict("records"):
-            cells = [clean(str(row[column])) for column in first]
-            for name in names:
-                there, here = row[f"{name} there"], row[f"{name} here"]
-                figures = ((there, ".1f"), (here, ".1f"), (here - there, "+.1f"))
-                cells += [format(value, form) if value == value else "" for value, form in figures]
-            shown.add_row(*cells)
+        beside_each = grid(table, names)
+        heads = [head for name in beside_each.figures for head in (name, "here", "change")]
+        shown = Table(*beside_each.first, *heads, box=None)
+        for row in beside_each.rows:
+            shown.add_row(*map(clean, row))
         console.print(shown, markup=False)
+    if page:
+        typer.echo(f"{page} has it as a page.")
 
 
 def inspect(

@@ -32,6 +32,14 @@ class Comparison(NamedTuple):
     classes: pd.DataFrame
 
 
+class Grid(NamedTuple):
+    """A table as text: its heads, those that span a figure's three columns, and its rows."""
+
+    first: list[str]
+    figures: list[str]
+    rows: list[list[str]]
+
+
 def compare(revision: str) -> Comparison:
     """What another revision's parameters and results are beside those here.
 
@@ -73,6 +81,25 @@ def joined(
     ]
     both = parts[0].join(parts[1], how="outer").reset_index()
     return both[[*on, *(f"{name} {side}" for name in figures for side in sides)]]
+
+
+def grid(table: pd.DataFrame, names: dict[str, str]) -> Grid:
+    """Of each figure what it was there, what it is here, and the change."""
+    first = [str(column) for column in table if " " not in str(column)]
+    rows = []
+    for row in table.to_dict("records"):
+        cells = [str(row[column]) for column in first]
+        for name in names:
+            there, here = row[f"{name} there"], row[f"{name} here"]
+            figures = ((there, ".1f"), (here, ".1f"), (here - there, "+.1f"))
+            cells += [format(value, form) if value == value else "" for value, form in figures]
+        rows.append(cells)
+    return Grid(first, list(names.values()), rows)
+
+
+def said(value: Any) -> str:
+    """A parameter's value as text; a dash where there is no such parameter."""
+    return "–" if value is None else str(value)
 
 
 def differences(there: Any, here: Any, above: str = "") -> dict[str, tuple[Any, Any]]:
