@@ -143,3 +143,81 @@ def test_what_cannot_be_exported_is_one_line_and_no_file(
     assert (done.returncode, why in done.stderr) == (code, True), done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (finished / "a.onnx").exists()
+
+
+def test_predict_asks_an_exported_classifier_as_it_asks_the_student(
+    finished: Project, exported: Path
+):
+    said = {}
+    for name, student in (("torch", ()), ("onnx", ("--student", str(exported)))):
+        output = exported.parent / f"{name}.parquet"
+        finished.run("ccd", "predict", "photos", *student, "-o", str(output))
+        said[name] = pd.read_parquet(output)
+    theirs, ours = said["torch"], said["onnx"]
+    assert len(ours) > 30
+    assert list(ours) == list(theirs)
+    columns = list(MINI_CLASSES)
+    assert ours[columns].to_numpy() == pytest.approx(theirs[columns].to_numpy(), abs=1e-4)
+    assert [list(names) for names in ours["labels"]] == [list(names) for names in theirs["labels"]]
+
+
+def test_an_exported_classifier_is_asked_without_torch_and_at_once(
+    finished: Project, exported: Path
+):
+    code = (
+        "import resource, sys\n"
+        "from stages.command.cli import app\n"
+        f"sys.argv = ['ccd', 'predict', 'photos/test/00000.jpg', '--student', {str(exported)!r}]\n"
+        "try: app()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(used.ru_utime + used.ru_stime)\n"
+    )
+    done = finished.run(sys.executable, "-c", code)
+    assert "photos/test/00000.jpg" in done.stdout
+    assert float(done.stdout.splitlines()[-1]) < 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "is not there: `ccd export gone.onnx` writes it"),
+        (b"no model", "is damaged, or no ONNX file"),
+        (b"", "is damaged, or no ONNX file"),
+        ("bare", "is not of `ccd export`"),
+    ],
+)
+def test_what_is_no_exported_classifier_is_named(
+    finished: Project, tmp_path: Path, content: Any, said: str
+):
+    path = tmp_path / ("gone.onnx" if content is None else "some.onnx")
+    if content == "bare":
+        import onnx
+
+        value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+        same = onnx.helper.make_node("Identity", ["x"], ["y"])
+        other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+        graph = onnx.helper.make_graph([same], "g", [value], [other])
+        opsets = [onnx.helper.make_opsetid("", 17)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    elif content is not None:
+        path.write_bytes(content)
+    done = finished.run("ccd", "predict", "photos/test", "--student", str(path), check=False)
+    assert done.returncode == 1
+    assert said.replace("gone.onnx", str(path)) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_exported_classifiers_calibration_cannot_be_left_out(finished: Project, exported: Path):
+    command = ("ccd", "predict", "photos/test", "--no-calibrate", "--student", str(exported))
+    done = finished.run(*command, check=False)
+    assert done.returncode == 1
+    assert "has its calibration inside: leave --no-calibrate out" in done.stderr
+
+
+def test_photographs_are_decoded_as_for_the_pipeline():
+    from stages.command import predict
+    from stages.images import crops
+
+    assert predict.DETAIL == crops.DETAIL

@@ -91,7 +91,11 @@ def predict(
         bool, typer.Option(help="Make the student's scores probabilities; else as it says them.")
     ] = True,
     student: Annotated[
-        Path, typer.Option(help="The classifier's weights; their .json lies beside them.")
+        Path,
+        typer.Option(
+            help="The classifier's weights; their .json lies beside them. Or what `ccd export` "
+            "wrote, which answers sooner."
+        ),
     ] = STUDENT,
     max_pixels: Annotated[
         int, typer.Option(help="An image with more is not looked at, for want of memory.")
@@ -104,14 +108,9 @@ def predict(
     if output is not None:
         place_for(output)
     with one_line():
-        from stages.command.predict import content, cuts_for, images_in, must_be_a_student, named
-        from stages.command.predict import predict as predict_images
+        from stages.command.predict import content, images_in, named, predict_with_cuts
 
-        images = images_in(paths)
-        must_be_a_student(student)
-        cuts = cuts_for(student) if calibrate else None
-        table = predict_images(images, student, max_pixels, cuts)
-        own = 0.5 if cuts is None else cuts.threshold
+        table, own = predict_with_cuts(images_in(paths), student, max_pixels, calibrate)
         table.insert(3, "labels", named(table, own if threshold is None else threshold, top))
         if output is None:
             sys.stdout.write(content(table, form).decode())

@@ -1,6 +1,7 @@
 """The trained student at work on new images, alone: no CLIP, no index, no DVC.
 
-Torch takes seconds to import, so that what is wrong with a command is said before.
+Torch takes seconds to import, so that what is wrong with a command is said before. An exported
+classifier is asked without it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from PIL import Image
 
 from stages.artifacts import THRESHOLDS
+from stages.command.exported import SUFFIX, Exported
 from stages.images.decode import SUFFIXES, BadImage, decode_in_turn, read_regular
 from stages.method.cuts import Cuts, calibrated
 from stages.runtime import machine
@@ -30,12 +34,43 @@ from stages.sources.photograph import Photograph, is_formula, printable
 from stages.storage.provenance import file_digest
 from stages.storage.tables import read_table
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Pixels = npt.NDArray[np.uint8]
 
 STATED = ("image", "status", "error")  # of every image, before its probabilities
 AHEAD = 2  # batches of images that are decoded before they are looked at
 MAX_PIXELS = 100_000_000  # as `source.max_pixels` is by default
+DETAIL = 2  # as that of `stages.images.crops`, which imports torch
+
+
+class Classifier(Protocol):
+    """What `predict` asks. size: side of its square views; batch: views in one pass."""
+
+    size: int
+    batch: int
+    classes: tuple[str, ...]
+
+    def scores(self, views: Pixels) -> Floats:
+        """Probabilities (n, classes) of views (n, size, size, 3)."""
+
+
+class Trained:
+    """A trained student of the pipeline's, with torch."""
+
+    def __init__(self, weights: Path) -> None:
+        from stages.models.device import device
+        from stages.models.student import Student
+
+        self.student = Student.load(weights, device())
+        self.size, self.classes = self.student.config.size, self.student.config.classes
+        self.batch = self.student.batch_size(self.size)
+
+    def scores(self, views: Pixels) -> Floats:
+        """Probabilities (n, classes) of views (n, size, size, 3)."""
+        import torch
+
+        seen = torch.from_numpy(views).permute(0, 3, 1, 2)  # channels last, as they were decoded
+        said: Floats = self.student.scores(seen).cpu().numpy()
+        return said
 
 
 def images_in(paths: Iterable[Path]) -> list[Photograph]:
@@ -97,22 +132,46 @@ def predict(
 ) -> pd.DataFrame:
     """One row an image: `image`, `status`, `error`, and a probability for each class.
 
-    They are calibrated by `cuts`, or as the student says them. An image that cannot be used has a
-    status other than ok, the reason, and no probabilities.
+    weights: of a trained student, or the .onnx of an exported classifier, which has its calibration
+    inside. They are calibrated by `cuts`, or as the student says them. An image that cannot be used
+    has a status other than ok, the reason, and no probabilities.
     """
-    from stages.images.crops import stack_views
-    from stages.images.prefetch import split_batches
-    from stages.models.device import device
-    from stages.models.student import Student
+    if weights.suffix == SUFFIX:
+        return said_by(Exported(weights), images, max_pixels)
+    table = said_by(Trained(weights), images, max_pixels)
+    if cuts is not None:
+        columns = table.columns[len(STATED) :]
+        said = table[columns].to_numpy(np.float32)
+        table[columns] = calibrated(said, cuts.scale, cuts.offset).astype(np.float32)
+    return table
 
-    student = Student.load(weights, device())
-    size, classes = student.config.size, student.config.classes
+
+def predict_with_cuts(
+    images: list[Photograph], weights: Path, max_pixels: int, calibrate: bool
+) -> tuple[pd.DataFrame, float | Floats]:
+    """What `predict` says, by the classifier's own calibration if wanted, and its own cuts."""
+    if weights.suffix == SUFFIX:
+        if not calibrate:
+            raise UserError(f"{weights} has its calibration inside: leave --no-calibrate out")
+        exported = Exported(weights)
+        return said_by(exported, images, max_pixels), exported.thresholds
+    must_be_a_student(weights)
+    cuts = cuts_for(weights) if calibrate else None
+    return predict(images, weights, max_pixels, cuts), 0.5 if cuts is None else cuts.threshold
+
+
+def said_by(classifier: Classifier, images: list[Photograph], max_pixels: int) -> pd.DataFrame:
+    """One row an image, as `predict`: what the classifier says by itself."""
+    size, classes = classifier.size, classifier.classes
+    if "labels" in classes:
+        raise UserError("a class is called `labels`, as a column is: it cannot be predicted")
     probabilities = np.full((len(images), len(classes)), np.nan, np.float32)
     states = [("ok", "")] * len(images)
-    batches = list(split_batches(range(len(images)), student.batch_size(size)))
+    every = range(len(images))
+    batches = [every[start : start + classifier.batch] for start in every[:: classifier.batch]]
     read = partial(read_view, size=size, max_pixels=max_pixels)
     pool = ThreadPoolExecutor(max(1, machine.workers()))
-    waiting: list[list[Future[Tensor]]] = []
+    waiting: list[list[Future[Pixels]]] = []
     try:
         with meter("predict", "images", len(images)) as progress:
             for number, rows in enumerate(batches):
@@ -127,15 +186,10 @@ def predict(
                     except BadImage as bad:
                         states[row] = (bad.status, f"{bad}{remedy_for(images[row])}")
                 if views:
-                    scores = student.scores(stack_views(list(views.values())))
-                    probabilities[list(views)] = scores.cpu().numpy()
+                    probabilities[list(views)] = classifier.scores(np.stack([*views.values()]))
                 progress.advance(len(rows), failed=len(rows) - len(views))
     finally:  # where it was stopped, nothing is waited for
         pool.shutdown(wait=False, cancel_futures=True)
-    if "labels" in classes:
-        raise UserError(f"{weights}: a column is called `labels`, so that no class can be here")
-    if cuts is not None:
-        probabilities = calibrated(probabilities, cuts.scale, cuts.offset).astype(np.float32)
     table = pd.DataFrame(states, columns=list(STATED[1:]))
     table.insert(0, "image", [photo.image_id for photo in images])
     return pd.concat([table, pd.DataFrame(probabilities, columns=list(classes))], axis=1)
@@ -147,17 +201,16 @@ def remedy_for(photo: Photograph) -> str:
     return "" if suffix in SUFFIXES else REMEDY.get(suffix, "")
 
 
-def read_view(photo: Photograph, size: int, max_pixels: int) -> Tensor:
-    """The whole image squashed to a square; raises `BadImage`."""
-    from stages.images.crops import DETAIL, squash
-
+def read_view(photo: Photograph, size: int, max_pixels: int) -> Pixels:
+    """The whole image squashed to a square, (size, size, 3); raises `BadImage`."""
     if photo.error:
         raise BadImage("bad_name", photo.error)
     try:
         content = read_regular(Path(photo.path))
     except OSError as error:
         raise BadImage("unreadable", error.strerror or str(error)) from None
-    return squash(decode_in_turn(content, max_pixels, enough=DETAIL * size), size)
+    image = decode_in_turn(content, max_pixels, enough=DETAIL * size)
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def named(table: pd.DataFrame, threshold: float | Floats, top: int = 0) -> list[list[str]]:

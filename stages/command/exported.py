@@ -1,0 +1,51 @@
+"""A classifier that `ccd export` wrote, at work: it wants no torch, so that names come at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.runtime.errors import UserError
+from stages.runtime.types import Floats
+
+SUFFIX = ".onnx"
+BATCH = 16  # images in one pass: a processor gains nothing beyond
+OURS = "classes", "thresholds", "size"
+
+
+class Exported:
+    """size: the side of its square views; classes; thresholds (classes,): its own cuts."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise UserError(f"{path} is not there: `ccd export {path}` writes it")
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(f"{path}: onnxruntime is missing: `pip install onnxruntime`") from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what is wrong is said here
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            notes = session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # of its own kinds, all of which mean a file that is no model
+            text = str(error).splitlines()[0][:150]
+            raise UserError(f"{path} is damaged, or no ONNX file: {text}") from None
+        if not set(OURS) <= set(notes):
+            raise UserError(f"{path} is not of `ccd export`: it names no classes and cuts")
+        self.session = session
+        self.classes: tuple[str, ...] = tuple(json.loads(notes["classes"]))
+        self.thresholds: Floats = np.array(json.loads(notes["thresholds"]), np.float64)
+        self.size = int(json.loads(notes["size"]))
+        self.batch = BATCH
+
+    def scores(self, views: npt.NDArray[np.uint8]) -> Floats:
+        """Calibrated probabilities (n, classes) of views (n, size, size, 3)."""
+        (said,) = self.session.run(["probabilities"], {"images": views})
+        probabilities: Floats = said
+        return probabilities
