@@ -6,6 +6,8 @@ teacher sees a pyramid: the image at its own size, and the windows that tile it 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ class Pyramid(nn.Module):
 
     def __init__(self, patches: Patches) -> None:
         super().__init__()
-        self.patches, self.width = patches, patches.width
+        self.patches = patches
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, dim, 1, patches): of the small whole first, then of the windows, row by row."""
@@ -45,8 +47,9 @@ class Layer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.look = nn.MultiheadAttention(width, HEADS, dropout=DROPOUT, batch_first=True)
-        self.back = nn.MultiheadAttention(width, HEADS, dropout=DROPOUT, batch_first=True)
+        heads = math.gcd(HEADS, width)
+        self.look = nn.MultiheadAttention(width, heads, dropout=DROPOUT, batch_first=True)
+        self.back = nn.MultiheadAttention(width, heads, dropout=DROPOUT, batch_first=True)
         self.feed = nn.Sequential(nn.Linear(width, FEED), nn.ReLU(), nn.Linear(FEED, width))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
         self.dropout = nn.Dropout(DROPOUT)

@@ -41,7 +41,7 @@ class Decoupled(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Logits, and `seen` beside."""
-        self.seen = self.decouple(maps)
+        self.seen = self.decouple(maps).float()  # the objective goes on in single precision
         return self.classify(self.seen)
 
     def decouple(self, maps: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def contrastive(features: Tensor, observed: Tensor) -> Tensor:
 def upper(unit: Tensor) -> Tensor:
     """The cosines of all pairs of unit vectors (n, features)."""
     i, j = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
-    return (unit[i] * unit[j]).sum(dim=-1)
+    return (unit @ unit.T)[i, j]
 
 
 class Ramp:

@@ -11,7 +11,6 @@ trained.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,21 +18,18 @@ import pandas as pd
 import typer
 from PIL import Image, ImageDraw
 
+from experiments.boxes import embed_boxes
 from experiments.figures import RESULTS, photograph, sheet
 from experiments.results import aligned, read_data
-from stages.artifacts import BIAS, CLASS_TEXT, GLOBAL_SCORES, TEACHER
-from stages.images.crops import CropRule
+from stages.artifacts import BIAS, CLASS_TEXT, GLOBAL_SCORES
 from stages.method.labelling import Zeroshot, zeroshot
 from stages.method.views import box_in_pixels, grid_boxes
-from stages.models.device import device
-from stages.models.embedding import box_views, embed_views
-from stages.models.teacher import Teacher
 from stages.runtime.errors import UserError
 from stages.runtime.params import Params
 from stages.runtime.params_file import PARAMS_FILE, parse_params, read_yaml
 from stages.runtime.types import Booleans, Floats
 from stages.storage.arrays import read_store
-from stages.storage.tables import read_table
+from stages.storage.tables import class_columns, read_table
 
 GRIDS = (1, 2, 3, 4)  # patches a side
 MOST = 200  # photographs of two classes
@@ -54,6 +50,8 @@ def main() -> None:
         known = aligned(data.truth, data.rows) > 0
         bias, _ = read_table(BIAS, data.digest)
         scores, _ = read_table(GLOBAL_SCORES, data.digest)
+        if not data.classes == class_columns(GLOBAL_SCORES, scores) == list(bias["class"]):
+            raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
         sureness(data.rows, known, aligned(scores, data.rows), bias)
         two = np.flatnonzero(known.sum(axis=1) == 2)[:MOST]
         if not len(two):
@@ -99,15 +97,11 @@ def sureness(rows: pd.DataFrame, known: Booleans, p: Floats, bias: pd.DataFrame)
 
 def look(params: Params, rows: pd.DataFrame, side: int) -> Patched:
     """What CLIP says of the side x side patches that tile each of the index's `rows`."""
-    how, where, count = params.local_clip, device(), side**2
-    teacher = Teacher(TEACHER, where, how.precision)
-    teacher.prepare(how.view_size, "local_clip.view_size", aspect_kept=how.aspect == "keep")
+    count = side**2
     width, height = (np.repeat(rows[of].to_numpy(), count) for of in ("width", "height"))
     edges = box_in_pixels(np.tile(grid_boxes(side), (len(rows), 1)), width, height)
-    views_of = partial(box_views, rows, np.repeat(np.arange(len(rows)), count), edges)
-    rule = CropRule(how.view_size, how.aspect)
-    (seen,) = embed_views(views_of, [range(len(edges))], teacher, rule)
-    p = clip_of(params).probabilities(seen["embedding"])
+    seen = embed_boxes(params, rows, np.repeat(np.arange(len(rows)), count), edges)
+    p = clip_of(params).probabilities(seen)
     return Patched(side, p.reshape(len(rows), count, -1))
 
 

@@ -12,22 +12,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from experiments.adds import Pyramid
 from experiments.baseline import trained
-from experiments.patches import Patches
+from experiments.patches import enlarged
 from experiments.results import Data, judged
 from stages.images.normalise import normalise
 from stages.images.prefetch import load_global_views, split_batches
 from stages.method.objective import Objective
 from stages.models.device import device, move
 from stages.models.student import Student, StudentConfig
+from stages.models.teacher import Teacher
 from stages.runtime.job import Job
 from stages.runtime.params import Params
 from stages.runtime.progress import say
 from stages.runtime.types import Floats
 
 RATE = 1e-3  # of a head, whatever the backbone's: Adam's own
-ENLARGED = 2  # a frozen teacher sees images of so many times the pipeline's side: 448 for 224
 
 
 class Network(Student):
@@ -47,7 +46,7 @@ class Network(Student):
         images = normalise(move(views, where), self.config.mean, self.config.std)
         head: Any = self.head
         logits: Tensor = head(self.backbone(images).float())
-        return logits
+        return logits.float()
 
     @torch.no_grad()
     def predict(self, rows: pd.DataFrame, batch: int) -> Floats:
@@ -58,11 +57,10 @@ class Network(Student):
         return torch.cat(said).float().cpu().numpy()
 
 
-def config_of(patches: Patches | Pyramid, params: Params, student: StudentConfig) -> StudentConfig:
+def config_of(teacher: Teacher, params: Params, student: StudentConfig) -> StudentConfig:
     """A student's configuration, with what the eyes of a frozen teacher need."""
-    own = patches.patches if isinstance(patches, Pyramid) else patches
-    size = ENLARGED * params.global_clip.view_size
-    seen = {"mean": own.teacher.mean, "std": own.teacher.std, "size": size, "batch_norm": "batch"}
+    size = enlarged(params.global_clip.view_size)
+    seen = {"mean": teacher.mean, "std": teacher.std, "size": size, "batch_norm": "batch"}
     return student.model_copy(update=seen)
 
 

@@ -17,8 +17,18 @@ from torch import Tensor, nn
 
 from stages.models.attention import interpolate_positions
 from stages.models.teacher import Teacher
-from stages.models.towers import ResNetTower
+from stages.models.towers import ResNetTower, TransformerTower
 from stages.runtime.errors import UserError
+
+MOST = 448  # pixels a side, as the sources have for 224
+
+
+def enlarged(view_size: int) -> int:
+    """The side of what a frozen teacher looks at, for a pipeline whose views have that side.
+
+    Twice as large, as 448 is of CLIP's 224, but not beyond that for a teacher that sees more.
+    """
+    return max(view_size, min(2 * view_size, MOST))
 
 
 class Patches(nn.Module):
@@ -34,10 +44,14 @@ class Patches(nn.Module):
         teacher.model.requires_grad_(False)
         if teacher.stride is None:
             raise UserError("this teacher's tower takes squares of one size: its patches are none")
-        size = 2 * teacher.stride
-        noise = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-        maps = self.features(noise.to(teacher.device))
-        self.width = int(self.embed(maps).shape[1] if embedded else maps.shape[1])
+        if getattr(teacher.tower, "attn_pool", None) is not None:
+            raise UserError("this teacher's patches are none: its tower pools them by attention")
+        maps = self.features(torch.zeros(1, 3, 2 * teacher.stride, 2 * teacher.stride))
+        self.width = int(maps.shape[1])
+        if embedded:
+            self.width = int(self.embed(maps).shape[1])
+            if self.width != teacher.dim:
+                raise UserError("this teacher's patches are not in the space of its embeddings")
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -49,12 +63,14 @@ class Patches(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The tower's last features (n, features, rows, columns), before they are pooled."""
         tower: Any = self.teacher.tower
-        seen = images.to(self.teacher.precision)
+        seen = images.to(self.teacher.device, self.teacher.precision)
         if isinstance(tower, ModifiedResNet):
             maps: Tensor = ResNetTower(tower)(seen)
             return maps.float()
         if isinstance(tower, VisionTransformer):
-            return attending_to_alike(tower, seen).float()
+            look = getattr(self.teacher, "look", None)  # it lays grids of its own over the tower's
+            table = look.table if isinstance(look, TransformerTower) else tower.positional_embedding
+            return attending_to_alike(tower, seen, table).float()
         maps = tower.trunk.forward_features(seen)
         return maps.float()
 
@@ -69,13 +85,15 @@ class Patches(nn.Module):
         elif isinstance(tower, VisionTransformer):
             embedded = cells @ tower.proj
         else:
-            embedded = tower.head(cells)
+            single = cells.flatten(0, 2)[..., None, None]  # each as a map of its own, to be pooled
+            embedded = tower.head(tower.trunk.forward_head(single)).unflatten(0, cells.shape[:3])
         return embedded.float().movedim(-1, 1)
 
 
-def attending_to_alike(tower: VisionTransformer, images: Tensor) -> Tensor:
+def attending_to_alike(tower: VisionTransformer, images: Tensor, table: Tensor) -> Tensor:
     """Features (n, width, rows, columns) of patches, the last block's attention SCLIP's.
 
+    table: the positional embedding, in single precision, of the tower's own grid.
     There each patch attends by softmax(q qᵀ) + softmax(k kᵀ), a head at a time, in place of
     softmax(q kᵀ); what stands around it stays (Wang et al., ECCV 2024).
     """
@@ -83,7 +101,7 @@ def attending_to_alike(tower: VisionTransformer, images: Tensor) -> Tensor:
     rows, columns = images.shape[-2] // patch[0], images.shape[-1] // patch[1]
     cells = tower.conv1(images).flatten(2).mT
     first = tower.class_embedding.to(cells).expand(len(cells), 1, -1)
-    positions = interpolate_positions(tower.positional_embedding, rows, columns, "bicubic")
+    positions = interpolate_positions(table, rows, columns, "bicubic")
     x = tower.ln_pre(torch.cat([first, cells], dim=1) + positions.to(cells))
     blocks: Any = tower.transformer.resblocks
     for block in blocks[:-1]:

@@ -5,7 +5,7 @@
 The best patch by the text, PIAA as published and restated, and TagCLIP's words for what is no class
 with a second look. Reads the index, the embeddings of images and class names, the teacher and, to
 judge, the ground truth; PIAA fits its classifier to the patches of the training images. Writes
-`results/table1/patchwise.json`. The second looks resume by block.
+`results/table1/patchwise.json`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from experiments import piaa
-from experiments.network import ENLARGED
-from experiments.patches import Patches
+from experiments.boxes import embed_boxes
+from experiments.patches import Patches, enlarged
 from experiments.results import judged, read_data, write_result
 from experiments.tagclip import BACKGROUND, background_of, probabilities, second_looks
-from experiments.training_free import embed_boxes
 from stages.artifacts import CLASS_TEXT, GLOBAL_CLIP, TEACHER
 from stages.images.normalise import normalise
 from stages.images.prefetch import load_global_views, split_batches
@@ -63,7 +62,7 @@ def run(params: Params, job: Job) -> None:
     teacher = Teacher(TEACHER, where, params.local_clip.precision)
     text = torch.from_numpy(stored["embedding"][...]).to(where)
     background = words_of_no_class(teacher, data.classes, text, params.class_text.templates)
-    patches, size = Patches(teacher), ENLARGED * params.global_clip.view_size
+    patches, size = Patches(teacher), enlarged(params.global_clip.view_size)
     bank = piaa.empty_bank(text)
     for maps in embedded(patches, data.rows, size):
         bank = piaa.banked(bank, maps.flatten(0, 2), text)
@@ -85,10 +84,11 @@ def run(params: Params, job: Job) -> None:
                 looks.box.append(box)
         first += len(maps)
     found = {name: torch.cat(of).cpu().numpy() for name, of in scores.items()}
-    seen = torch.from_numpy(look_again(params, job, data.held_out, looks)).to(where)
-    said = probabilities(seen, text, background, of_texts["temperature"]).cpu().numpy()
-    places = looks.image, looks.c
-    found["tagclip"][places] = (found["tagclip"][places] + said[range(len(said)), looks.c]) / 2
+    if looks.image:
+        seen = torch.from_numpy(look_again(params, data.held_out, looks)).to(where)
+        said = probabilities(seen, text, background, of_texts["temperature"]).cpu().numpy()
+        places = looks.image, looks.c
+        found["tagclip"][places] = (found["tagclip"][places] + said[range(len(said)), looks.c]) / 2
     result = {name: judged(judge_by, of) for name, of in found.items()}
     write_result(job, "patchwise", result)
     say(f"patchwise: {result}")
@@ -128,12 +128,12 @@ def scored(
     }
 
 
-def look_again(params: Params, job: Job, rows: pd.DataFrame, looks: Looks) -> Floats:
+def look_again(params: Params, rows: pd.DataFrame, looks: Looks) -> Floats:
     """Embeddings (looks, dim) of what is in their boxes."""
     image = np.array(looks.image, dtype=np.int64)
     width, height = (rows[side].to_numpy()[image] for side in ("width", "height"))
     edges = box_in_pixels(np.array(looks.box), width, height)
-    return embed_boxes(params, job, rows, image, edges)
+    return embed_boxes(params, rows, image, edges)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def fitted(patches: Tensor, label: Tensor, weights: Tensor, empty: Tensor) -> Di
     apart = (patches - means[label]).double()
     apart = apart - apart.mean(dim=0)
     scatter = apart.T @ apart
-    trace = scatter.trace() / (len(patches) - 1)
+    trace = scatter.trace() / max(len(patches) - 1, 1)
     shrunken = scatter + trace * torch.eye(dim, dtype=scatter.dtype, device=scatter.device)
     precision = dim * torch.linalg.pinv(shrunken, hermitian=True)
     weight = means.double() @ precision
@@ -95,7 +95,7 @@ def published(bank: Bank, text: Tensor) -> Discriminant:
         of_class = own[label == c]
         spread = of_class.std() if len(of_class) > 1 else 0.0
         keep |= (label == c) & (own >= of_class.mean() + spread)
-    if not keep.any():
+    if keep.sum() <= len(label[keep].bincount().nonzero()):  # nothing is left of their spread
         return first
     return fitted(bank.patches[keep], label[keep], r[keep], text)
 
@@ -116,14 +116,12 @@ def restated(bank: Bank, text: Tensor) -> Discriminant:
     the surest half of each class; and the logits, centred over the classes, have a deviation of 1.
     """
     first = fitted(bank.patches, bank.label, bank.p, borrowed(bank, text))
-    p = first(bank.patches).softmax(dim=1)
-    label = p.argmax(dim=1)
-    margin = of_classes_apart(first(bank.patches)).gather(1, label[:, None])[:, 0]
+    margin, label = of_classes_apart(first(bank.patches)).max(dim=1)
     keep = torch.zeros_like(margin, dtype=torch.bool)
     for c in range(len(text)):
         if (label == c).any():
             keep |= (label == c) & (margin >= margin[label == c].quantile(1 - SUREST))
-    ones = torch.ones_like(p[keep])
+    ones = torch.ones_like(bank.p[keep])
     again = fitted(bank.patches[keep], label[keep], ones, borrowed(bank, text))
     scale = of_classes_apart(again(bank.patches)).std()
     return Discriminant(again.weight / scale, again.bias / scale)

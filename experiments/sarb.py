@@ -35,7 +35,7 @@ class Sarb(Objective):
         self.heads = (head,)
         self.shares = nn.Parameter(torch.tensor([0.5, 0.5]))
         self.epochs, self.seed, self.ramp = epochs, seed, Ramp(len(observed))
-        self.positives: list[tuple[Tensor, Tensor]] = []
+        self.positives: list[tuple[Tensor, Tensor]] = []  # features that show a class, and which
         classes, features = head.weight.shape
         self.register_buffer("prototypes", torch.zeros(classes, PROTOTYPES, features))
         self.register_buffer("filled", torch.zeros(classes, dtype=torch.long))
@@ -47,7 +47,9 @@ class Sarb(Objective):
         high = self.ramp.step(len(rows), epoch)
         loss = bce_of_known(logits, observed)
         loss = loss + high * CONTRAST * contrastive(features, observed)
-        self.positives.append((features.detach(), observed))
+        if self.looks_in(epoch):
+            shown = observed > 0
+            self.positives.append((features.detach()[shown].cpu(), shown.nonzero()[:, 1].cpu()))
         if epoch < begins(self.epochs):
             return loss
         of_image, of_prototype = self.shares.clamp(0, 1)
@@ -69,13 +71,17 @@ class Sarb(Objective):
         chosen = F.one_hot(lots.argmax(dim=1), classes).bool() & free
         return drawn, chosen
 
-    def end_epoch(self, predicted: Tensor, epoch: int) -> None:
-        """Look for prototypes anew, as the epoch of the first blending comes, and then at times."""
+    def looks_in(self, epoch: int) -> bool:
+        """Whether prototypes are sought at its end: before the first blending, then at times."""
         first, every = begins(self.epochs) - 1, max(1, round(RENEWED * self.epochs))
-        if epoch >= first and (epoch - first) % every == 0:
-            features, observed = (torch.cat(of) for of in zip(*self.positives, strict=True))
-            for c in range(features.shape[1]):
-                centres = centres_of(features[observed[:, c] > 0, c], self.seed)
+        return epoch >= first and (epoch - first) % every == 0
+
+    def end_epoch(self, predicted: Tensor, epoch: int) -> None:
+        """Look for prototypes anew, by what the epoch saw of each class."""
+        if self.looks_in(epoch):
+            features, of_class = (torch.cat(of) for of in zip(*self.positives, strict=True))
+            for c in range(len(self.filled)):
+                centres = centres_of(features[of_class == c], self.seed)
                 self.prototypes[c, : len(centres)] = centres
                 self.filled[c] = len(centres)
         self.positives = []

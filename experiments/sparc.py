@@ -16,6 +16,7 @@ from stages.runtime.types import Floats
 
 TOP = 3  # classes of an image that may be seen together
 PARTNERS = 10  # of a class, at most
+TINY = 1e-12
 
 Pair = tuple[int, int]
 # scores (images, classes) of simple and compound cosines
@@ -30,7 +31,7 @@ class Standards(NamedTuple):
 
     def of(self, values: Floats) -> Floats:
         """The values, standardised."""
-        scaled: Floats = (values - self.mean) / self.deviation
+        scaled: Floats = (values - self.mean) / np.maximum(self.deviation, TINY)
         return scaled
 
 
@@ -52,7 +53,7 @@ def pairs_seen(simple: Floats, top: int = TOP, partners: int = PARTNERS) -> list
 def by_image(values: Floats, simple: Floats) -> Floats:
     """Cosines (images, n) less the mean of the image's `simple` ones, over their deviation."""
     mean, deviation = simple.mean(axis=1, keepdims=True), simple.std(axis=1, keepdims=True)
-    scaled: Floats = (values - mean) / deviation
+    scaled: Floats = (values - mean) / np.maximum(deviation, TINY)  # of one class there is none
     return scaled
 
 

@@ -36,7 +36,7 @@ from experiments.sst import Sst
 from stages.artifacts import CLASS_TEXT, PSEUDO_LABELS, TEACHER
 from stages.method.objective import Objective
 from stages.models.device import device
-from stages.models.student import Student
+from stages.models.student import Student, StudentConfig
 from stages.models.teacher import Teacher
 from stages.runtime.errors import UserError
 from stages.runtime.fingerprint import declaration
@@ -62,9 +62,10 @@ class Given(NamedTuple):
         """Of the training."""
         return self.params.warmup.epochs + self.params.train.epochs
 
-    def teacher(self) -> Teacher:
-        """The frozen teacher."""
-        return Teacher(TEACHER, device(), self.params.global_clip.precision)
+    @property
+    def settings(self) -> tuple[Params, StudentConfig]:
+        """What a network's configuration follows from."""
+        return self.params, self.student.config
 
 
 Build = Callable[[Given], tuple[Network, Objective]]
@@ -100,21 +101,17 @@ def decoupled(given: Given) -> tuple[Decoupled, Network]:
 
 def dualcoop(given: Given) -> tuple[Network, Objective]:
     """On the frozen teacher's patches."""
-    teacher = given.teacher()
+    teacher = Teacher(TEACHER, device(), given.params.global_clip.precision)
     words = list(class_list(given.params.source.classes).values())
-    patches = Patches(teacher)
-    return frozen(given, patches, DualPrompts(Prompts(teacher, words))), Asymmetric(given.observed)
+    head, config = DualPrompts(Prompts(teacher, words)), config_of(teacher, *given.settings)
+    return Network(Patches(teacher), head, config), Asymmetric(given.observed)
 
 
 def adds(given: Given) -> tuple[Network, Objective]:
     """On a pyramid of the frozen teacher's patches."""
-    pyramid = Pyramid(Patches(given.teacher()))
-    return frozen(given, pyramid, Decoder(given.texts)), Asymmetric(given.observed)
-
-
-def frozen(given: Given, patches: Patches | Pyramid, head: torch.nn.Module) -> Network:
-    """A head on what a frozen teacher sees."""
-    return Network(patches, head, config_of(patches, given.params, given.student.config))
+    teacher = Teacher(TEACHER, device(), given.params.global_clip.precision)
+    pyramid, config = Pyramid(Patches(teacher)), config_of(teacher, *given.settings)
+    return Network(pyramid, Decoder(given.texts), config), Asymmetric(given.observed)
 
 
 SYSTEMS: dict[str, System] = {
@@ -130,6 +127,7 @@ SYSTEMS: dict[str, System] = {
 
 def run(name: str, params: Params, job: Job) -> None:
     system, settings, data = SYSTEMS[name], read_settings().baseline, read_data()
+    _ = data.judged  # or refuse, before anything is loaded
     texts, of_texts = read_store(CLASS_TEXT)
     if data.classes != of_texts["classes"]:
         raise UserError("the ground truth has other classes than the labels: run `dvc repro`")

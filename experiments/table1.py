@@ -133,6 +133,7 @@ def measure(seed: int, methods: list[str]) -> list[dict[str, Any]]:
     lines = []
     if targets:
         done = reproduce(seed, {}, *targets)
+        lines += [_scored("CCD", _metric(done))] * ("ccd" in methods)
         lines += [_line(METHODS[name].title, done, name, METHODS[name].knows) for name in trained]
         lines += [_line(SYSTEMS[name].title, done, name, SYSTEMS[name].knows) for name in systems]
     for name in (name for name in UNTRAINED if name in methods):
@@ -141,9 +142,6 @@ def measure(seed: int, methods: list[str]) -> list[dict[str, Any]]:
     if "tailorclip" in methods:
         looked = reproduce(seed, TINY, f"{STAGES}:tailorclip")
         lines.append(_line(TAILORED, looked, "tailorclip", "clip"))
-    if "ccd" in methods:
-        done = reproduce(seed, {}, "evaluate")
-        lines.append(_scored("CCD", _metric(done)))
     for name, changes in recipes().items():
         if name in methods:
             done = reproduce(seed, changes, "evaluate")

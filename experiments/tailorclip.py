@@ -41,7 +41,7 @@ from stages.storage.tables import class_columns, class_values, read_table
 
 NARROW = 16  # the adapter's inner width, a part of the features'
 WIDTH, HEADS, LAYERS, FEED = 256, 8, 2, 256  # of the decoder
-SURE = 0.035  # of the images, the surest of each class may be pasted; published: 200 of 5,717
+SURE, MOST = 0.035, 200  # of a class, the surest images may be pasted; published: 200 of 5,717
 SCALE = 0.65  # of the sides of the image, those of what is pasted
 STRONG, PULL = 0.7, 0.5  # weights of the strong view, and of the labels' own step
 WINDOWS, TINY = 29, 16  # local views an image, of which the last ones are a sixth of its area
@@ -49,13 +49,14 @@ WINDOWS, TINY = 29, 16  # local views an image, of which the last ones are a six
 
 def run(params: Params, job: Job) -> None:
     data = read_data()
+    _ = data.judged  # or refuse, before anything is loaded
     labels = torch.from_numpy(labels_of_crops(data))
     teacher = Teacher(TEACHER, device(), params.global_clip.precision)
     patches = Patches(teacher, embedded=False)
-    config = config_of(patches, params, first_of(params, data, 1.0).config)
-    assert teacher.stride is not None  # or its patches had been refused
+    config = config_of(teacher, params, first_of(params, data, 1.0).config)
     torch.manual_seed(params.seed)
-    head = Head(patches.width, config.size // teacher.stride, labels.shape[1])
+    grid = patches(torch.zeros(1, 3, config.size, config.size)).shape[-1]
+    head = Head(patches.width, grid, labels.shape[1])
     network, surest = Pasting(patches, head, config), surest_of(labels)
     network.exemplars = exemplars_of(data.rows.iloc[surest], config.size)
     found = train_and_judge(job, params, data, network, Tailored(labels, network, surest))
@@ -167,7 +168,7 @@ class Tailored(Objective):
 
 def surest_of(labels: Tensor) -> list[int]:
     """The images (rows of labels) that are among the surest of a class, in order."""
-    count = max(1, round(SURE * len(labels)))
+    count = min(MOST, max(1, round(SURE * len(labels))))
     chosen = labels.topk(count, dim=0).indices
     rows: list[int] = sorted(set(chosen.flatten().tolist()))
     return rows

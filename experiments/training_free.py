@@ -11,7 +11,7 @@ of its mean with the best of nine tiles. Resumes by block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +20,13 @@ import pandas as pd
 from scipy.special import expit
 
 from experiments import sparc
+from experiments.boxes import embedder
 from experiments.results import judged, read_data, write_result
 from stages.artifacts import CLASS_TEXT, GLOBAL_CLIP, LOCAL_CLIP, TEACHER
-from stages.images.crops import CropRule
 from stages.method.closed_form import Doubles, fit_by_likelihood, logits_of
 from stages.method.labelling import zeroshot
 from stages.method.views import box_in_pixels, grid_boxes
 from stages.models.device import block_size, device
-from stages.models.embedding import box_views, embed_views
 from stages.models.teacher import Teacher
 from stages.runtime.errors import UserError
 from stages.runtime.fingerprint import declaration
@@ -35,7 +34,7 @@ from stages.runtime.job import Job, main
 from stages.runtime.params import Params
 from stages.runtime.progress import say
 from stages.runtime.resume import in_blocks
-from stages.runtime.types import Arrays, Floats, Integers
+from stages.runtime.types import Floats
 from stages.sources.class_list import class_list
 from stages.storage.arrays import read_store
 from stages.storage.index import ID_COLUMNS, read_index
@@ -78,29 +77,10 @@ def embed_tiles(params: Params, job: Job, rows: pd.DataFrame) -> Floats:
     tiles = SIDE**2
     width, height = (np.repeat(rows[side].to_numpy(), tiles) for side in ("width", "height"))
     edges = box_in_pixels(np.tile(grid_boxes(SIDE), (len(rows), 1)), width, height)
-    image = np.repeat(np.arange(len(rows)), tiles)
-    return embed_boxes(params, job, rows, image, edges).reshape(len(rows), tiles, -1)
-
-
-def embed_boxes(
-    params: Params, job: Job, rows: pd.DataFrame, image: Integers, edges: Integers
-) -> Floats:
-    """Embeddings (views, dim) of boxes of the index's `rows`, as the pipeline's local views.
-
-    image: the place in `rows` of each, those of one image beside each other; edges (views, 4): in
-    pixels.
-    """
-    how, where = params.local_clip, device()
-    teacher = Teacher(TEACHER, where, how.precision)
-    teacher.prepare(how.view_size, "local_clip.view_size", aspect_kept=how.aspect == "keep")
-    rule = CropRule(how.view_size, how.aspect)
-    views_of = partial(box_views, rows, image, edges)
-
-    def embed(blocks: list[range]) -> Iterator[Arrays]:
-        return embed_views(views_of, blocks, teacher, rule)
-
-    computed = in_blocks(job, len(edges), block_size(where), "views", embed)
-    return np.concatenate(list(computed.of("embedding")))
+    embed = embedder(params, rows, np.repeat(np.arange(len(rows)), tiles), edges)
+    computed = in_blocks(job, len(edges), block_size(device()), "tiles", embed)
+    embeddings = np.concatenate(list(computed.of("embedding")))
+    return embeddings.reshape(len(rows), tiles, -1)
 
 
 def standardised(similarities: Scorer, pool: Floats) -> Scorer:
@@ -110,8 +90,7 @@ def standardised(similarities: Scorer, pool: Floats) -> Scorer:
     """
 
     def by_view(of: Floats) -> Floats:
-        scaled: Floats = (of - of.mean(axis=1, keepdims=True)) / of.std(axis=1, keepdims=True)
-        return scaled
+        return sparc.by_image(of, of)
 
     seen = by_view(pool)
     mean, deviation = seen.mean(axis=0), seen.std(axis=0)
@@ -124,7 +103,7 @@ def with_pairs(params: Params, similarities: Scorer, pool: Floats, whole: Floats
     pool (views, dim): embeddings of training views, whose statistics are kept; whole (images, dim):
     those of training images, which say what is seen together.
     """
-    words, teacher = list(class_list(params.source.classes).values()), Teacher(TEACHER, "cpu")
+    words, teacher = list(class_list(params.source.classes).values()), Teacher(TEACHER, device())
     pairs, prompts = [], []
     for one, other in sparc.pairs_seen(similarities(whole)):
         both = f"{words[one]} and {words[other]}"

@@ -111,8 +111,8 @@ def test_the_page_of_a_comparison_is_legible_and_asks_nothing(
     for width in (1280, 390):
         view = {"width": width, "height": 900}
         opened = browser.new_page(viewport=view, color_scheme=scheme)
-        asked: list[Any] = []
-        opened.on("request", asked.append)
+        asked: list[str] = []
+        opened.on("request", lambda request, asked=asked: asked.append(request.url))
         opened.goto((project / "beside.html").as_uri())
         assert len(asked) == 1
         assert opened.evaluate("document.documentElement.scrollWidth") <= width

@@ -20,6 +20,7 @@ import torch
 import typer
 from PIL import Image
 from ruamel.yaml import YAML
+from safetensors.torch import load_file
 
 from experiments import ablate, table1, training_free
 from experiments.ablations import Ablation, ablations
@@ -507,16 +508,21 @@ def test_one_method_runs_nothing_else_and_a_second_time_nothing(comparing: Proje
     assert comparing.repro(target) == []
 
 
-def test_a_stopped_method_goes_on_to_the_same_student(project: Project, cold_project: Project):
-    """What it learns for every image, a table of labels, is kept with the weights."""
-    method = "role"
+@pytest.mark.parametrize(("stage", "method"), [("baseline", "role"), ("system", "clip_sarb")])
+def test_a_stopped_method_goes_on_to_the_same_student(
+    project: Project, cold_project: Project, stage: str, method: str
+):
+    """What it learns for every image, a table of labels, is kept with the weights; and what a
+    system found of the classes, its prototypes.
+    """
     with_experiments(cold_project)
     cold_project.set(train__epochs=3)
-    command = ["python", "-m", "experiments.baseline", method]
-    scratch = cold_project / f".ccd/baseline-{method}"
+    command = ["python", "-m", f"experiments.{stage}", method]
+    scratch = cold_project / f".ccd/{stage}-{method}"
 
-    def student() -> bytes:
-        return next(scratch.glob("*/staging/student.safetensors")).read_bytes()
+    def student() -> dict[str, bytes]:
+        last = sorted(scratch.glob("*/epochs/*.safetensors"))[-1]
+        return {name: value.numpy().tobytes() for name, value in load_file(last).items()}
 
     project.run(*command)
     undisturbed = student()

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
-from tests.conftest import MINI_CLASSES, Project
+from tests.conftest import MINI_CLASSES, Project, wait_for
 
 
 def ccd(project: Project, *words: str, check: bool = True):
@@ -131,3 +138,47 @@ def test_the_ladder_shows_every_rung_and_the_report(finished: Project):
         assert rung.what in output
         assert f"{rung.mAP:.1f}" in output
     assert "data/report/index.html" in output
+
+
+@pytest.fixture
+def many(project: Project) -> Project:
+    """A folder `many` of large photographs, one file by many names."""
+    (project / "many").mkdir()
+    large = Image.effect_noise((1600, 1200), 60).convert("RGB")
+    large.save(project / "one.jpg")
+    for number in range(240):
+        os.link(project / "one.jpg", project / f"many/{number:03d}.jpg")
+    return project
+
+
+@pytest.mark.parametrize("moment", ["at once", "with torch loaded", "at work"])
+def test_an_interrupt_leaves_nothing_and_no_traceback(many: Project, moment: str):
+    before = sorted(path.name for path in many.root.iterdir())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.command.cli", "predict", "many", "-o", "said.csv"],
+        cwd=many.root,
+        env=many.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    if moment != "at once":
+        maps = Path(f"/proc/{process.pid}/maps")
+        wait_for(lambda: "libtorch" in maps.read_text(), process)
+        wait = 0.1 if moment == "with torch loaded" else 1.5
+        time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT), said
+    assert "Traceback" not in said
+    assert sorted(path.name for path in many.root.iterdir()) == before
+
+
+def test_memory_does_not_grow_with_the_number_of_photographs(many: Project):
+    peaks = []
+    for photos in (["many/000.jpg"] * 40, ["many"]):
+        command = [sys.executable, "-m", "stages.command.cli", "predict", *photos, "-o", "said.csv"]
+        process = subprocess.Popen(command, cwd=many.root, env=many.environment)
+        peaks.append(os.wait4(process.pid, 0)[2].ru_maxrss / 1024)
+    assert len(pd.read_csv(many / "said.csv")) == 240
+    assert peaks[1] < peaks[0] + 60  # MB; two hundred more, decoded, would be a thousand

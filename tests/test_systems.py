@@ -8,9 +8,10 @@ import json
 import math
 from itertools import combinations
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,11 @@ from open_clip import SimpleTokenizer
 from torch import Tensor, nn
 
 from experiments import adds, decoupled, dualcoop, sarb, sst, tailorclip
+from experiments.results import Data
 from experiments.system import SYSTEMS
 from stages.method.average_precision import mean_average_precision
 from stages.method.objective import Objective
+from stages.models.student import StudentConfig
 from stages.models.teacher import Teacher
 from tests.conftest import MINI_CLASSES, Project
 from tests.test_experiments import EXPERIMENTS, with_experiments
@@ -227,7 +230,7 @@ def test_classes_are_decoupled_and_say_each_other_what_they_saw():
         for c in range(3):
             joined = torch.tanh(head.joined(torch.cat([state[c], own[c]])))
             expected = joined @ head.weight[c] + head.bias[c]
-            assert float(logits[i, c]) == pytest.approx(float(expected), abs=1e-4)
+            assert logits[i, c].item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_known_labels_alone_count():
@@ -317,6 +320,49 @@ def test_sst_adds_what_it_is_sure_of_and_keeps_what_it_saw():
     assert late - before == pytest.approx(aux + implied, rel=1e-4)
 
 
+def test_sst_adds_what_is_like_what_it_saw():
+    observed = observed_of("+-", "+?")
+    head = small_head(observed)
+    objective = sst.Sst(observed, head, epochs=4)
+    with torch.no_grad():
+        objective.pairs.out.weight.zero_()
+        objective.pairs.out.bias.fill_(-9.0)  # no classes are seen together
+    maps, epoch = torch.randn(2, 6, 2, 2), decoupled.begins(4)
+    logits = head(maps)
+    losses = []
+    for sign in (-1, 1):
+        objective.memory[1, :2] = sign * head.seen.detach()[1, 1]
+        objective.filled[1] = 2
+        losses.append(float(objective(logits, [0, 1], epoch)))
+    added = math.log(1 + math.exp(-float(logits[1, 1])))
+    assert losses[1] - losses[0] == pytest.approx(added, rel=1e-4)
+
+
+def test_sarbs_loss_is_its_four_parts():
+    observed = observed_of("+?", "-+")
+    head = small_head(observed)
+    objective = sarb.Sarb(observed, head, epochs=4, seed=0)
+    with torch.no_grad():
+        objective.shares.copy_(torch.tensor([0.3, 0.6]))
+    objective.prototypes[:] = torch.randn(2, 1, 6)  # of each class one, ten times
+    objective.filled[:] = 10
+    logits, epoch = head(torch.randn(2, 6, 2, 2)), decoupled.begins(4)
+    known = float(decoupled.bce_of_known(logits, observed))
+    apart = 0.05 * float(decoupled.contrastive(head.seen, observed))
+    early = float(objective(logits, [0, 1], 1))
+    assert early == pytest.approx(known, rel=1e-5)  # before the first image nothing has risen
+    late = float(objective(logits, [0, 1], epoch))
+    parts = known + apart
+    for share, other in ((0.3, head.seen[1, 1]), (0.6, objective.prototypes[1, 0])):
+        blended = head.seen.detach().clone()
+        blended[0, 1] = share * head.seen[0, 1] + (1 - share) * other
+        said = head.classify(blended).detach()
+        losses = [bce(float(said[0, 0]), 1), bce(float(said[0, 1]), 1 - share)]
+        losses += [bce(float(said[1, 0]), 0), bce(float(said[1, 1]), 1)]
+        parts += float(np.mean(losses))
+    assert late == pytest.approx(parts, rel=1e-4)
+
+
 def test_sarb_blends_in_what_the_image_does_not_tell():
     observed = observed_of("+?", "-+")
     head = small_head(observed)
@@ -336,7 +382,7 @@ def test_prototypes_are_the_centres_of_what_shows_a_class():
     groups = [torch.randn(20, 6) * 0.01 + 10 * torch.randn(6) for _ in range(sarb.PROTOTYPES)]
     centres = sarb.centres_of(torch.cat(groups), seed=0)
     apart = torch.cdist(torch.stack([group.mean(dim=0) for group in groups]), centres)
-    assert (apart.min(dim=1).values < 0.1).sum() >= 8  # k-means may part one and join two
+    assert (apart.amin(dim=1) < 0.1).sum() >= 8  # k-means may part one and join two
     few = torch.randn(3, 6)
     assert torch.equal(sarb.centres_of(few, seed=0), few)
 
@@ -344,7 +390,8 @@ def test_prototypes_are_the_centres_of_what_shows_a_class():
 def test_sarb_draws_one_unknown_class_an_image_that_has_prototypes():
     observed = observed_of("+??", "?-+", "+++")
     objective = sarb.Sarb(observed, small_head(observed), epochs=4, seed=0)
-    objective.positives = [(torch.randn(3, 3, 6), observed)]
+    shown = observed > 0
+    objective.positives = [(torch.randn(int(shown.sum()), 6), shown.nonzero()[:, 1])]
     objective.end_epoch(torch.zeros(3, 3), decoupled.begins(4) - 1)
     assert objective.filled.tolist() == [2, 1, 2]
     seen = torch.stack([objective.drawn(observed)[1] for _ in range(50)])
@@ -362,6 +409,19 @@ def test_a_pyramid_sees_the_whole_and_the_windows_that_tile_it():
     for place, window in enumerate(adds.windows(images)):
         y, x = 4 * (place // 2), 4 * (place % 2)
         assert torch.equal(window, images[:, :, y : y + 4, x : x + 4])
+
+
+def test_a_pyramids_patches_are_those_of_the_whole_and_then_of_the_windows():
+    pyramid = adds.Pyramid.__new__(adds.Pyramid)
+    nn.Module.__init__(pyramid)
+    pyramid.add_module("patches", nn.AvgPool2d(2))
+    images = torch.randn(2, 3, 8, 8)
+    found = pyramid(images)
+    assert found.shape == (2, 3, 1, 4 + 4 * 4)
+    whole = F.interpolate(images, size=(4, 4), mode="bicubic", antialias=True)
+    assert torch.allclose(found[:, :, 0, :4], F.avg_pool2d(whole, 2).flatten(2), atol=1e-6)
+    last = F.avg_pool2d(images[:, :, 4:, 4:], 2).flatten(2)
+    assert torch.allclose(found[:, :, 0, -4:], last, atol=1e-6)
 
 
 def test_a_layer_of_adds_is_its_equations():
@@ -401,6 +461,53 @@ def test_a_picture_is_pasted_somewhere_and_nothing_else_changes():
     assert len(corners) > 10
     assert {y for y, _ in corners} <= set(range(7))
     assert {x for _, x in corners} <= set(range(5))
+
+
+class Largest(nn.Module):
+    """Says the largest number that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.one * maps.amax(dim=(1, 2, 3))[:, None]
+
+
+def test_what_was_pasted_is_what_its_objective_is_told_of():
+    config = SimpleNamespace(mean=(0.0,) * 3, std=(1 / 255,) * 3, classes=("a",), size=8)
+    parts = cast(Any, nn.Identity()), cast(Any, Largest()), cast(StudentConfig, config)
+    network = tailorclip.Pasting(*parts)
+    numbers = torch.arange(1, 7, dtype=torch.uint8)
+    network.exemplars = numbers[:, None, None, None].expand(-1, 3, 4, 4)
+    network.add_module("change", nn.Identity())
+    views = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
+    seen = network.train()(views)  # the largest number in each picture
+    assert torch.allclose(seen[:, 0], 1.0 + network.pasted)
+    assert torch.equal(network.strong, seen)
+    assert (network.eval()(views) == 0).all()
+
+
+def test_labels_of_crops_are_the_most_of_the_whole_and_the_last_windows(monkeypatch):
+    rng = np.random.default_rng(0)
+    ids = ["b", "a"]
+    whole = pd.DataFrame({"image_id": ["a", "b"], "cat": [0.9, 0.1], "dog": [0.2, 0.3]})
+    windows = pd.DataFrame(rng.random((58, 2)), columns=["cat", "dog"])
+    windows.insert(0, "image_id", np.repeat(ids, 29))
+    tables = {
+        tailorclip.GLOBAL_SCORES.path: whole,
+        tailorclip.LOCAL_SCORES.path: windows,
+        tailorclip.CAM_BOXES.path: windows[["image_id"]],
+    }
+    note = {"views": "windows"}
+    monkeypatch.setattr(tailorclip, "read_table", lambda t, *_, **__: (tables[t.path], note))
+    data = SimpleNamespace(rows=pd.DataFrame({"image_id": ids}), digest="", classes=["cat", "dog"])
+    found = tailorclip.labels_of_crops(cast(Data, data))
+    for i, name in enumerate(ids):
+        for c, label in enumerate(["cat", "dog"]):
+            tiny = windows.loc[windows["image_id"] == name, label].iloc[13:].max()
+            own = float(whole.set_index("image_id").loc[name, label])
+            assert found[i, c] == pytest.approx(max(tiny, own), abs=1e-6)
 
 
 def test_tailorclip_learns_the_larger_of_two_images_labels():

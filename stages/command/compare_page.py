@@ -12,6 +12,7 @@ from stages import page as report
 from stages.command.compare import JUDGED, OF_CLASS, Comparison, grid, said
 from stages.page.charts import FUSED, GRID, INITIAL, svg
 
+HERE = "this folder"
 TEMPLATE = Path(__file__).parent / "compare.html"
 STYLE = Path(report.__file__).parent / "page.css"
 
@@ -32,14 +33,15 @@ def page(of: Comparison, revision: str) -> str:
 
 def apart(table: pd.DataFrame, what: str, figure: str, revision: str) -> str:
     """A line for each `what`, from the figure there to the one here; nothing if there is none."""
-    names = {f"{figure} there": revision, f"{figure} here": "here"}
-    seen = table.rename(columns=names)[[what, *names.values()]].dropna()
+    names = {f"{figure} there": revision, f"{figure} here": HERE}
+    seen = table[[what, *names]].dropna()
     if seen.empty:
         return ""
-    dots = seen.melt(what, var_name="of", value_name="percent")
-    y = alt.Y(f"{what}:N", sort=list(seen[what]), title=None, axis=alt.Axis(labelLimit=320))
+    dots = seen.rename(columns={what: "what"}).melt("what", var_name="of", value_name="percent")
+    dots["of"] = dots["of"].map(names)
+    y = alt.Y("what:N", sort=list(seen[what]), title=None, axis=alt.Axis(labelLimit=320))
     x = alt.X("percent:Q", title="average precision, %", scale=alt.Scale(zero=False, padding=12))
-    line = alt.Chart(dots).mark_line(color=GRID, strokeWidth=3).encode(y=y, x=x, detail=f"{what}:N")
+    line = alt.Chart(dots).mark_line(color=GRID, strokeWidth=3).encode(y=y, x=x, detail="what:N")
     colours = alt.Scale(domain=list(names.values()), range=[INITIAL, FUSED])
     colour = alt.Color("of:N", scale=colours, title=None)
     points = alt.Chart(dots).mark_circle(size=70, opacity=1).encode(y=y, x=x, color=colour)

@@ -34,14 +34,18 @@ class Exported:
             )
             notes = session.get_modelmeta().custom_metadata_map
         except Exception as error:  # of its own kinds, all of which mean a file that is no model
-            text = str(error).splitlines()[0][:150]
+            text = " ".join(str(error).split())[:150]
             raise UserError(f"{path} is damaged, or no ONNX file: {text}") from None
-        if not set(OURS) <= set(notes):
-            raise UserError(f"{path} is not of `ccd export`: it names no classes and cuts")
+        try:
+            classes, thresholds, size = (json.loads(notes[key]) for key in OURS)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"{path} is not of `ccd export`: it names no classes and cuts"
+            ) from None
         self.session = session
-        self.classes: tuple[str, ...] = tuple(json.loads(notes["classes"]))
-        self.thresholds: Floats = np.array(json.loads(notes["thresholds"]), np.float64)
-        self.size = int(json.loads(notes["size"]))
+        self.classes: tuple[str, ...] = tuple(classes)
+        self.thresholds: Floats = np.array(thresholds, np.float64)
+        self.size = int(size)
         self.batch = BATCH
 
     def scores(self, views: npt.NDArray[np.uint8]) -> Floats:
