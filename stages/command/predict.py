@@ -1,7 +1,7 @@
 """The trained student at work on new images, alone: no CLIP, no index, no DVC.
 
-Torch takes seconds to import, so that what is wrong with a command is said before. An exported
-classifier is asked without it.
+Torch takes seconds to import, and scipy a part of one, so that what is wrong with a command is said
+before. An exported classifier is asked without either.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ from PIL import Image
 from stages.artifacts import THRESHOLDS
 from stages.command.exported import SUFFIX, Exported
 from stages.images.decode import SUFFIXES, BadImage, decode_in_turn, read_regular
-from stages.method.cuts import Cuts, calibrated
 from stages.runtime import machine
 from stages.runtime.errors import UserError, clean
 from stages.runtime.progress import meter, warn
@@ -33,6 +32,9 @@ from stages.sources.folder import REMEDY, in_words, photographs
 from stages.sources.photograph import Photograph, is_formula, printable
 from stages.storage.provenance import file_digest
 from stages.storage.tables import read_table
+
+if TYPE_CHECKING:
+    from stages.method.cuts import Cuts
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -113,6 +115,8 @@ def cuts_for(weights: Path) -> Cuts | None:
     """
     if not weights.exists():
         return None
+    from stages.method.cuts import Cuts
+
     for path in (weights.with_name(THRESHOLDS.path.name), THRESHOLDS.path):
         if path.exists():
             table, note = read_table(replace(THRESHOLDS, path=path))
@@ -140,6 +144,8 @@ def predict(
         return said_by(Exported(weights), images, max_pixels)
     table = said_by(Trained(weights), images, max_pixels)
     if cuts is not None:
+        from stages.method.cuts import calibrated
+
         columns = table.columns[len(STATED) :]
         said = table[columns].to_numpy(np.float32)
         table[columns] = calibrated(said, cuts.scale, cuts.offset).astype(np.float32)
