@@ -194,25 +194,31 @@ def review(
     ] = False,
 ) -> None:
     """Write down which images somebody should look at; `source.answers` takes the answers."""
+    from stages.runtime.params_file import PARAMS_FILE, read_yaml
     from stages.runtime.publishing import write_whole
 
     of_name = {".csv": Form.csv, ".json": Form.labelstudio, ".parquet": Form.huggingface}
+    suffix_of = {form: suffix for suffix, form in of_name.items()} | {Form.coco: ".json"}
     chosen = form or of_name.get(output.suffix)
     if chosen is None:
         fail(f"{output}: its name should end in .csv, .json or .parquet", 2)
+    if output.suffix != suffix_of[chosen]:
+        fail(f"{output}: the name of a file for {chosen} should end in {suffix_of[chosen]}", 2)
     place_for(output)
+    taken = "is there already, perhaps with answers: name another file"
+    if output.exists():
+        fail(f"{output} {taken}")
     with one_line():
+        read_yaml(PARAMS_FILE)  # or refuse, before what takes long is imported
         from stages.command.review import Wish
         from stages.command.review import review as images_to_ask
-        from stages.command.review_files import SUFFIX, files_of
+        from stages.command.review_files import files_of
 
-        if output.suffix != SUFFIX[chosen]:
-            fail(f"{output}: the name of a file for {chosen} should end in {SUFFIX[chosen]}", 2)
         asked = images_to_ask(Wish(count, split, anything))
         files = files_of(asked, chosen, output, blind)
         for path in files:
             if path.exists():
-                fail(f"{path} is there already, perhaps with answers: name another file")
+                fail(f"{path} {taken}")
         for path, content in files.items():
             write_whole(path, content)
     names = " and ".join(map(str, files))

@@ -17,13 +17,11 @@ from stages.sources.answer_table import FORMULA, NOT_ANSWERED
 from stages.sources.photograph import is_formula
 
 LOCAL_FILES = "/data/local-files/?d="  # where Label Studio serves the files of its document root
-SUFFIX = {"csv": ".csv", "labelstudio": ".json", "coco": ".json", "huggingface": ".parquet"}
-
 Files = dict[Path, bytes]
 
 
 def files_of(review: Review, form: str, output: Path, blind: bool) -> Files:
-    """What to write, the file `output` first. form: of `SUFFIX`.
+    """What to write, the file `output` first. form: csv, labelstudio, coco or huggingface.
 
     blind: without what the student says, so that nobody just follows it.
     """
