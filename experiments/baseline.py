@@ -55,8 +55,7 @@ def run(name: str, params: Params, job: Job) -> None:
     method, settings = METHODS[name], read_settings().baseline
     data = read_data()
     clip, _ = read_table(GLOBAL_SCORES, data.digest)
-    if data.classes != class_columns(GLOBAL_SCORES, clip):
-        raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
+    data.must_be_of(class_columns(GLOBAL_SCORES, clip))
     known = aligned(data.truth, data.rows)
     if (method.knows != "clip" or method.told) and np.isnan(known).all():
         raise UserError(f"{name} needs labels of training images: see source.labels in params.yaml")

@@ -50,8 +50,8 @@ def main() -> None:
         known = aligned(data.truth, data.rows) > 0
         bias, _ = read_table(BIAS, data.digest)
         scores, _ = read_table(GLOBAL_SCORES, data.digest)
-        if not data.classes == class_columns(GLOBAL_SCORES, scores) == list(bias["class"]):
-            raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
+        data.must_be_of(class_columns(GLOBAL_SCORES, scores))
+        data.must_be_of(list(bias["class"]))
         sureness(data.rows, known, aligned(scores, data.rows), bias)
         two = np.flatnonzero(known.sum(axis=1) == 2)[:MOST]
         if not len(two):

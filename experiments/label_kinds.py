@@ -25,7 +25,7 @@ from scipy.special import softmax as softmax_of
 from experiments.ablations import UNTRAINED
 from experiments.clone import must_be_judged, prepare, reproduce, seed_list
 from experiments.discriminant import out_of_fold
-from experiments.results import ENOUGH
+from experiments.results import judged as of_scores
 from stages.artifacts import (
     BIAS,
     CLASS_TEXT,
@@ -38,7 +38,6 @@ from stages.artifacts import (
 from stages.method.average_precision import (
     average_precision,
     mean_average_precision,
-    per_class_average_precision,
 )
 from stages.method.closed_form import calibrate, fit_by_likelihood, logits_of
 from stages.method.similarity import similarities
@@ -90,7 +89,7 @@ def main(
             results.mkdir(exist_ok=True)
             table = pd.DataFrame(lines).round(2)
             table.to_csv(results / f"{name}.csv", index=False, lineterminator="\n")
-    print(table[LINE].groupby("row", sort=False).mean().round(1).to_string())
+    print(table.reindex(columns=LINE).groupby("row", sort=False).mean().round(1).to_string())
 
 
 def read(done: Path) -> Seen:
@@ -188,24 +187,15 @@ def kinds(seen: Seen, alpha: float) -> Iterator[tuple[str, Floats]]:
 
 
 def judged(seen: Seen, labels: Floats) -> dict[str, float]:
-    """How good labels are, and on test images the head that is fitted to them; in percent.
-
-    common: the mean over the classes with ENOUGH test positives.
-    """
-    truth, test = seen.truth["train"], seen.truth["test"]
-    parts = [(seen.features["train"], labels.astype(np.float32))]
+    """How good labels are, and on test images the head that is fitted to them; in percent."""
+    truth, parts = seen.truth["train"], [(seen.features["train"], labels.astype(np.float32))]
     head = fit_by_likelihood(parts, len(labels)).head
-    scores = logits_of(head, seen.features["test"])
-    of_class = per_class_average_precision(test, scores)
-    common = of_class[np.nansum(test, axis=0) >= ENOUGH]
-    return {
+    of_labels = {
         "labels_per_image": float(labels.sum(axis=1).mean()),
         "label_mAP": 100 * mean_average_precision(truth, labels),
         "label_micro_AP": 100 * average_precision(truth.ravel(), labels.ravel()),
-        "mAP": 100 * float(np.nanmean(of_class)),
-        "common": 100 * float(common.mean()) if len(common) else float("nan"),
-        "micro_AP": 100 * average_precision(test.ravel(), scores.ravel()),
     }
+    return of_labels | of_scores(seen.truth["test"], logits_of(head, seen.features["test"]))
 
 
 if __name__ == "__main__":

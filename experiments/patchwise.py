@@ -31,7 +31,6 @@ from stages.images.prefetch import load_global_views, split_batches
 from stages.method.views import Box, box_in_pixels
 from stages.models.device import device, move
 from stages.models.teacher import Teacher
-from stages.runtime.errors import UserError
 from stages.runtime.fingerprint import declaration
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
@@ -57,8 +56,7 @@ def run(params: Params, job: Job) -> None:
     index, _ = read_index(ID_COLUMNS)
     images, _ = read_store(GLOBAL_CLIP, data.digest)
     stored, of_texts = read_store(CLASS_TEXT)
-    if data.classes != of_texts["classes"]:
-        raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
+    data.must_be_of(of_texts["classes"])
     teacher = Teacher(TEACHER, where, params.local_clip.precision)
     text = torch.from_numpy(stored["embedding"][...]).to(where)
     background = words_of_no_class(teacher, data.classes, text, params.class_text.templates)
@@ -87,8 +85,7 @@ def run(params: Params, job: Job) -> None:
     if looks.image:
         seen = torch.from_numpy(look_again(params, data.held_out, looks)).to(where)
         said = probabilities(seen, text, background, of_texts["temperature"]).cpu().numpy()
-        places = looks.image, looks.c
-        found["tagclip"][places] = (found["tagclip"][places] + said[range(len(said)), looks.c]) / 2
+        found["tagclip"] = with_looks(found["tagclip"], said, looks)
     result = {name: judged(judge_by, of) for name, of in found.items()}
     write_result(job, "patchwise", result)
     say(f"patchwise: {result}")
@@ -126,6 +123,16 @@ def scored(
         "piaa": piaa.published_scores(published, whole),
         "piaa_restated": piaa.restated_scores(restated, (whole / temperature).softmax(dim=-1)),
     }
+
+
+def with_looks(first: Floats, said: Floats, looks: Looks) -> Floats:
+    """Scores (images, classes), the mean of `first` and, where there was a second look, of that.
+
+    said: of all classes, (looks, classes).
+    """
+    places, again = (looks.image, looks.c), first.copy()
+    again[places] = (first[places] + said[range(len(said)), looks.c]) / 2
+    return again
 
 
 def look_again(params: Params, rows: pd.DataFrame, looks: Looks) -> Floats:

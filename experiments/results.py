@@ -36,6 +36,11 @@ class Data(NamedTuple):
         """Their names, in their order."""
         return class_columns(GROUND_TRUTH, self.truth)
 
+    def must_be_of(self, classes: list[str]) -> None:
+        """Raise `UserError` unless these, of labels or texts, are the classes of the truth."""
+        if self.classes != classes:
+            raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
+
     @property
     def judged(self) -> Floats:
         """The labels (images, classes) of the held-out images; refused if there are none."""

@@ -36,7 +36,7 @@ from experiments.sst import Sst
 from stages.artifacts import CLASS_TEXT, PSEUDO_LABELS, TEACHER
 from stages.method.objective import Objective
 from stages.models.device import device
-from stages.models.student import Student, StudentConfig
+from stages.models.student import Student
 from stages.models.teacher import Teacher
 from stages.runtime.errors import UserError
 from stages.runtime.fingerprint import declaration
@@ -61,11 +61,6 @@ class Given(NamedTuple):
     def epochs(self) -> int:
         """Of the training."""
         return self.params.warmup.epochs + self.params.train.epochs
-
-    @property
-    def settings(self) -> tuple[Params, StudentConfig]:
-        """What a network's configuration follows from."""
-        return self.params, self.student.config
 
 
 Build = Callable[[Given], tuple[Network, Objective]]
@@ -103,14 +98,16 @@ def dualcoop(given: Given) -> tuple[Network, Objective]:
     """On the frozen teacher's patches."""
     teacher = Teacher(TEACHER, device(), given.params.global_clip.precision)
     words = list(class_list(given.params.source.classes).values())
-    head, config = DualPrompts(Prompts(teacher, words)), config_of(teacher, *given.settings)
+    head = DualPrompts(Prompts(teacher, words))
+    config = config_of(teacher, given.params, given.student.config)
     return Network(Patches(teacher), head, config), Asymmetric(given.observed)
 
 
 def adds(given: Given) -> tuple[Network, Objective]:
     """On a pyramid of the frozen teacher's patches."""
     teacher = Teacher(TEACHER, device(), given.params.global_clip.precision)
-    pyramid, config = Pyramid(Patches(teacher)), config_of(teacher, *given.settings)
+    pyramid = Pyramid(Patches(teacher))
+    config = config_of(teacher, given.params, given.student.config)
     return Network(pyramid, Decoder(given.texts), config), Asymmetric(given.observed)
 
 
@@ -129,8 +126,7 @@ def run(name: str, params: Params, job: Job) -> None:
     system, settings, data = SYSTEMS[name], read_settings().baseline, read_data()
     _ = data.judged  # or refuse, before anything is loaded
     texts, of_texts = read_store(CLASS_TEXT)
-    if data.classes != of_texts["classes"]:
-        raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
+    data.must_be_of(of_texts["classes"])
     observed = observe(system, data, settings, np.random.default_rng(params.seed))
     student = first_of(params, data, 1.0)
     torch.manual_seed(params.seed)
@@ -151,8 +147,7 @@ def observe(system: System, data: Data, settings: Baseline, rng: np.random.Gener
             raise UserError("this system needs labels of training images: see source.labels")
         return some_known(truth, settings.share, rng)
     pseudo, _ = read_table(PSEUDO_LABELS, data.digest)
-    if class_columns(PSEUDO_LABELS, pseudo) != data.classes:
-        raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
+    data.must_be_of(class_columns(PSEUDO_LABELS, pseudo))
     scores = aligned(pseudo, data.rows)
     return with_unlikely(likely(scores, settings.threshold), scores, settings.unlikely)
 

@@ -28,7 +28,6 @@ from stages.method.labelling import zeroshot
 from stages.method.views import box_in_pixels, grid_boxes
 from stages.models.device import block_size, device
 from stages.models.teacher import Teacher
-from stages.runtime.errors import UserError
 from stages.runtime.fingerprint import declaration
 from stages.runtime.job import Job, main
 from stages.runtime.params import Params
@@ -51,8 +50,7 @@ def run(params: Params, job: Job) -> None:
     index, _ = read_index(ID_COLUMNS)
     images, _ = read_store(GLOBAL_CLIP, data.digest)
     texts, of_texts = read_store(CLASS_TEXT)
-    if data.classes != of_texts["classes"]:
-        raise UserError("the ground truth has other classes than the labels: run `dvc repro`")
+    data.must_be_of(of_texts["classes"])
     clip = zeroshot(params.labels, texts["embedding"][...], of_texts["temperature"])
     places = index["image_id"].isin(data.held_out["image_id"]).to_numpy()
     trained = index["image_id"].isin(data.rows["image_id"]).to_numpy()

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from stages.command.compare import compare, differences
+from stages.command.compare_page import apart
 from tests.conftest import CHROMIUM, Project
 from tests.test_report_in_a_browser import CONTRAST
 
@@ -98,6 +99,15 @@ def test_a_comparison_is_a_page_too(project: Project):
         assert done.returncode == 2
         assert said in done.stderr
         assert not (project / path).exists()
+
+
+@pytest.mark.parametrize("revision", ["class", "what", "of", "percent", "here"])
+def test_a_branch_may_be_called_as_a_column_is(revision: str):
+    figures = {"mAP": [50.0, 60.0], "student_AP": [50.0, 60.0]}
+    for what, figure in (("what", "mAP"), ("class", "student_AP")):
+        table = pd.DataFrame({what: ["a", "b"]})
+        table[f"{figure} there"], table[f"{figure} here"] = figures[figure], [55.0, 61.0]
+        assert apart(table, what, figure, revision).count("symbol") >= 4
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")

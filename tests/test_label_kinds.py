@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import discriminant, label_kinds
+from experiments import discriminant
 from experiments.ablations import UNTRAINED
 from experiments.discriminant import out_of_fold
 from experiments.label_kinds import Seen, judged, kinds, read
@@ -112,12 +112,11 @@ def test_mixing_with_the_floor_keeps_the_order_and_raising_to_it_does_not():
     assert not np.array_equal(given["raised to the floor"].argsort(axis=0), plain)
 
 
-def test_what_a_run_left_is_judged_kind_by_kind(project: Project, monkeypatch: pytest.MonkeyPatch):
+def test_what_a_run_left_is_judged_kind_by_kind(project: Project):
     project.set(**{key.replace(".", "__"): value for key, value in UNTRAINED.items()})
     project.repro("student_features", "local_clip")
     given = read(Path(project.root))
     assert given.views.shape[:2] == (24, 14)
-    monkeypatch.setattr(label_kinds, "ENOUGH", 1)
     lines = {name: judged(given, labels) for name, labels in kinds(given, 0.4)}
     assert lines["the truth"]["label_mAP"] == pytest.approx(100)
     assert all(0 <= line["mAP"] <= 100 for line in lines.values())

@@ -134,6 +134,18 @@ def test_tailorclips_head_learns_labels():
     assert learned(head, Objective(truth[:200]), maps, truth) > 90
 
 
+@pytest.mark.parametrize("name", ["sst", "sarb"])
+def test_in_mixed_precision_objectives_go_on_in_single(name: str):
+    observed = observed_of("+?", "-+")
+    head = small_head(observed)
+    objective: Objective = (
+        sst.Sst(observed, head, 4) if name == "sst" else sarb.Sarb(observed, head, 4, 0)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(torch.randn(2, 6, 2, 2))
+    assert torch.isfinite(objective(logits.float(), [0, 1], decoupled.begins(4)))
+
+
 # DualCoOp
 
 

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from experiments import piaa, sparc, table1, tagclip
+from experiments import patchwise, piaa, sparc, table1, tagclip
 from experiments.patches import Patches, attending_to_alike, attention_to_alike, enlarged
 from stages.models.teacher import Teacher
 from stages.runtime.errors import UserError
@@ -124,6 +124,14 @@ def test_a_transformers_patches_differ_by_the_last_attention_alone(monkeypatch):
         found = attending_to_alike(tower, images, tower.positional_embedding).flatten(2).mT
     assert torch.allclose(found, tokens, atol=1e-5)
     assert not torch.allclose(alike, patches(images), atol=1e-2)
+
+
+def test_a_transformer_in_half_precision_has_patches_on_a_grid_of_another_size():
+    tower = open_clip.model.CLIP(**TRANSFORMER, output_dict=False).visual.eval().bfloat16()
+    table = tower.positional_embedding.detach().float()
+    images = torch.randn(1, 3, 96, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert attending_to_alike(tower, images, table).shape == (1, 32, 6, 4)
 
 
 # PIAA
@@ -296,6 +304,11 @@ def test_without_pairs_scores_are_the_standardised_ones():
     assert found == pytest.approx((scaled - scaled.mean(axis=0)) / scaled.std(axis=0))
 
 
+def test_one_class_alone_is_scored_too():
+    simple, none = np.random.default_rng(0).normal(size=(9, 1)), np.empty((9, 0))
+    assert np.isfinite(sparc.fit(simple, none, [])(simple, none)).all()
+
+
 # TagCLIP
 
 
@@ -324,6 +337,13 @@ def test_a_class_is_looked_at_again_where_its_map_is_above_its_middle():
     assert [c for c, _ in looks] == [0, 2]  # the second's best, .05, is below the middle, .475
     assert looks[0][1] == pytest.approx((2 / 5, 1 / 4, 4 / 5, 3 / 4))
     assert looks[1][1] == pytest.approx((0, 0, 1 / 5, 1 / 4))
+
+
+def test_a_second_look_counts_as_much_as_the_first():
+    first, said = np.array([[0.2, 0.4], [0.6, 0.8]]), np.array([[0.0, 1.0], [0.4, 0.0]])
+    looks = patchwise.Looks([0, 1], [1, 0], [(0, 0, 1, 1)] * 2)
+    found = patchwise.with_looks(first, said, looks)
+    assert found == pytest.approx(np.array([[0.2, 0.7], [0.5, 0.8]]))
 
 
 # on real files

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, ours
 from stages.runtime.types import Floats
 
 SUFFIX = ".onnx"
@@ -17,7 +17,7 @@ OURS = "classes", "thresholds", "size"
 
 
 class Exported:
-    """size: the side of its square views; classes; thresholds (classes,): its own cuts."""
+    """size: the side of its square views; classes; thresholds (classes,): its own cuts; batch."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -36,17 +36,23 @@ class Exported:
         except Exception as error:  # of its own kinds, all of which mean a file that is no model
             text = " ".join(str(error).split())[:150]
             raise UserError(f"{path} is damaged, or no ONNX file: {text}") from None
+        others = f"{path} is not of `ccd export`: its names, cuts or graph are others"
         try:
             classes, thresholds, size = (json.loads(notes[key]) for key in OURS)
-        except (KeyError, ValueError):
-            raise UserError(
-                f"{path} is not of `ccd export`: it names no classes and cuts"
-            ) from None
-        self.session = session
-        self.classes: tuple[str, ...] = tuple(classes)
-        self.thresholds: Floats = np.array(thresholds, np.float64)
-        self.size = int(size)
-        self.batch = BATCH
+            self.classes: tuple[str, ...] = tuple(map(str, classes))
+            self.thresholds: Floats = np.array(thresholds, np.float64)
+            self.path, self.session, self.size, self.batch = path, session, int(size), BATCH
+            nothing = np.zeros((1, self.size, self.size, 3), np.uint8)
+        except (KeyError, TypeError, ValueError, MemoryError):
+            raise UserError(others) from None
+        try:
+            said = self.scores(nothing)
+        except Exception as error:  # of ONNX Runtime's own kinds
+            if ours(error):
+                raise
+            raise UserError(others) from None
+        if not said.shape[1:] == self.thresholds.shape == (len(self.classes),):
+            raise UserError(others)
 
     def scores(self, views: npt.NDArray[np.uint8]) -> Floats:
         """Calibrated probabilities (n, classes) of views (n, size, size, 3)."""

@@ -47,6 +47,7 @@ DETAIL = 2  # as that of `stages.images.crops`, which imports torch
 class Classifier(Protocol):
     """What `predict` asks. size: side of its square views; batch: views in one pass."""
 
+    path: Path
     size: int
     batch: int
     classes: tuple[str, ...]
@@ -62,7 +63,7 @@ class Trained:
         from stages.models.device import device
         from stages.models.student import Student
 
-        self.student = Student.load(weights, device())
+        self.path, self.student = weights, Student.load(weights, device())
         self.size, self.classes = self.student.config.size, self.student.config.classes
         self.batch = self.student.batch_size(self.size)
 
@@ -136,12 +137,9 @@ def predict(
 ) -> pd.DataFrame:
     """One row an image: `image`, `status`, `error`, and a probability for each class.
 
-    weights: of a trained student, or the .onnx of an exported classifier, which has its calibration
-    inside. They are calibrated by `cuts`, or as the student says them. An image that cannot be used
-    has a status other than ok, the reason, and no probabilities.
+    weights: of a trained student. They are calibrated by `cuts`, or as the student says them. An
+    image that cannot be used has a status other than ok, the reason, and no probabilities.
     """
-    if weights.suffix == SUFFIX:
-        return said_by(Exported(weights), images, max_pixels)
     table = said_by(Trained(weights), images, max_pixels)
     if cuts is not None:
         from stages.method.cuts import calibrated
@@ -155,7 +153,10 @@ def predict(
 def predict_with_cuts(
     images: list[Photograph], weights: Path, max_pixels: int, calibrate: bool
 ) -> tuple[pd.DataFrame, float | Floats]:
-    """What `predict` says, by the classifier's own calibration if wanted, and its own cuts."""
+    """What `predict` says, by the classifier's own calibration if wanted, and its own cuts.
+
+    weights: of a trained student, or what `ccd export` wrote, which has both inside.
+    """
     if weights.suffix == SUFFIX:
         if not calibrate:
             raise UserError(f"{weights} has its calibration inside: leave --no-calibrate out")
@@ -170,7 +171,9 @@ def said_by(classifier: Classifier, images: list[Photograph], max_pixels: int) -
     """One row an image, as `predict`: what the classifier says by itself."""
     size, classes = classifier.size, classifier.classes
     if "labels" in classes:
-        raise UserError("a class is called `labels`, as a column is: it cannot be predicted")
+        raise UserError(
+            f"{classifier.path}: a column is called `labels`, so that no class can be here"
+        )
     probabilities = np.full((len(images), len(classes)), np.nan, np.float32)
     states = [("ok", "")] * len(images)
     every = range(len(images))
