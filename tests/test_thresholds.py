@@ -131,22 +131,22 @@ def test_cuts_of_another_classifier_are_not_judged(project: Project):
 def test_predict_calls_classes_at_their_cuts(project: Project):
     cuts = pd.read_parquet(project / "data/thresholds.parquet").set_index("class")
 
-    def rows(*words: str) -> list[dict]:
-        return json.loads(project.run("ccd", "predict", "photos/test", *words).stdout)
+    def table(*words: str) -> pd.DataFrame:
+        project.run("ccd", "predict", "photos/test", "-o", "said.parquet", *words)
+        return pd.read_parquet(project / "said.parquet")
 
-    raw = rows("--no-calibrate", "--threshold", "0.5")
-    for before, row in zip(raw, rows(), strict=True):
-        p = row["probabilities"]
-        assert {name for name in p if p[name] >= cuts["threshold"][name]} == set(row["labels"])
-        given = np.array([[before["probabilities"][name] for name in p]])
-        after = calibrated(given, cuts["scale"].to_numpy(), cuts["offset"].to_numpy())
-        assert list(p.values()) == pytest.approx(after[0], abs=2e-3)
+    raw, said = table("--no-calibrate", "--threshold", "0.5"), table()
+    given, shown = (one[list(cuts.index)].to_numpy() for one in (raw, said))
+    expected = calibrated(given, cuts["scale"].to_numpy(), cuts["offset"].to_numpy())
+    np.testing.assert_allclose(shown, expected, atol=1e-4)
+    for called, row in zip(said["labels"], shown >= cuts["threshold"].to_numpy(), strict=True):
+        assert set(called) == set(cuts.index[row])
     shutil.copytree(project / "data/classifier", project / "elsewhere")
     (project / "elsewhere/student.safetensors").write_bytes(
         (project / "data/warmup/student.safetensors").read_bytes()
     )
     shutil.copy(project / "data/warmup/student.json", project / "elsewhere/student.json")
     other = ("photos/test/00000.jpg", "--student", "elsewhere/student.safetensors")
-    said = project.run("ccd", "predict", *other).stderr
-    assert "data/thresholds.parquet is of another classifier and not used" in said
-    assert "cut at 1/2, not calibrated" in said
+    warned = project.run("ccd", "predict", *other).stderr
+    assert "data/thresholds.parquet is of another classifier and not used" in warned
+    assert "cut at 1/2, not calibrated" in warned
