@@ -1,11 +1,11 @@
-"""A `python` and a `dvc` that start at once: for tests that run many stages by `dvc repro`.
+"""A `python`, a `dvc` and a `ccd` that start at once: for tests that run many stages.
 
 A stage spends seconds on importing torch and open_clip before it works for milliseconds. Here one
 server process imports the libraries, none of the project's own modules, and for every request forks
-a child that runs `python -m …`, or DVC, as asked: with the caller's directory, environment and file
-descriptors. What runs is the real stage and the real DVC; only the imports are warm.
+a child that runs `python -m …`, DVC or `ccd`, as asked: with the caller's directory, environment
+and file descriptors. What runs is the real stage and the real command; only the imports are warm.
 
-    with serving(folder) as environment:   # PATH has a `python` and a `dvc` that ask the server
+    with serving(folder) as environment:   # PATH has those three, which ask the server
         subprocess.run(["dvc", "repro"], env=environment)
 """
 
@@ -53,7 +53,8 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
     address = str(folder / "python.socket")
     shims = folder / "bin"
     shims.mkdir(parents=True)
-    for name, words in {"python": [], "dvc": ["-m", "dvc"]}.items():
+    ccd = str(Path(sys.executable).with_name("ccd"))
+    for name, words in {"python": [], "dvc": ["-m", "dvc"], "ccd": [ccd]}.items():
         text = SHIM.format(python=sys.executable, address=address, words=words)
         (shims / name).write_text(text)
         (shims / name).chmod(0o755)
@@ -116,14 +117,18 @@ def _answer(link: socket.socket) -> None:
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
-    flag, module, *rest = arguments
-    assert flag == "-m"
+    first, *rest = arguments
     others = environment.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:0] = [directory, *filter(None, others)]
-    sys.argv = [module, *rest]
+    sys.path[:0] = filter(None, others)
     code = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if first == "-m":
+            sys.path.insert(0, directory)
+            sys.argv = rest
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            runpy.run_path(first, run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
