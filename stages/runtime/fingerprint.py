@@ -48,7 +48,7 @@ def declaration(
     file: another than the pipeline's own, whose stages run in the same folder; item: which of the
     stages it is that a matrix there stands for.
     """
-    stages = read_yaml(file)["stages"]
+    stages = read_yaml(file, quick=True)["stages"]
     if stage not in stages:
         raise UserError(f"{file} has no stage `{stage}`")
     entry = stages[stage]
