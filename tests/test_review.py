@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
 from stages.command.review import Asked, Review
 from stages.command.review_files import files_of
@@ -88,10 +89,15 @@ print(json.dumps(interface.get_control("classes").labels))
 
 @pytest.fixture(scope="module")
 def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with Label Studio's SDK, whose needs are not those of this project."""
-    place = tmp_path_factory.mktemp("label_studio")
+    """A Python with Label Studio's SDK."""
+    return python_with("label-studio-sdk>=2.0", tmp_path_factory)
+
+
+def python_with(tool: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with a tool whose needs are not those of this project."""
+    place = tmp_path_factory.mktemp("tool")
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    install = [place / "bin/pip", "install", "--quiet", "label-studio-sdk>=2.0"]
+    install = [place / "bin/pip", "install", "--quiet", "--no-compile", tool]
     subprocess.run(install, check=True, capture_output=True)
     return place / "bin/python"
 
@@ -139,6 +145,47 @@ def test_coco_is_read_by_its_own_reader_and_comes_back(tmp_path: Path):
     found = by_image(tmp_path / "export.json")
     said = {one.image_id: list(one.says) for one in a_review().asked}
     assert {i: [c for c in CLASSES if row[c]] for i, row in found.iterrows()} == said
+
+
+LOOKED_THROUGH_IN_FIFTYONE = """
+import json, sys
+import fiftyone as fo
+import fiftyone.utils.coco as coco
+
+answers, names = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+queue = coco.COCODetectionDatasetImporter(data_path="photos", labels_path="queue.json")
+export = coco.COCODetectionDatasetExporter(
+    labels_path="answers.json", rel_dir="photos", export_media=False, classes=names
+)
+found = {}
+with queue, export:
+    for path, metadata, labels in queue:
+        name = path.split("/photos/")[1]
+        said = (labels or {}).get("detections") or fo.Detections()
+        found[name] = {one.label: one.confidence for one in said.detections}
+        if name in answers:
+            right = [fo.Detection(label=c, bounding_box=[0, 0, 1, 1]) for c in answers[name]]
+            export.export_sample(path, fo.Detections(detections=right), metadata=metadata)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_fiftyone_opens_the_queue_and_its_export_comes_back(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    """By its own reader and writer of COCO's form; its App wants a MongoDB, and is not started."""
+    write(tmp_path, "coco", "queue.json")
+    for place in PLACES:
+        (tmp_path / "photos" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(tmp_path / "photos" / place, "jpeg")
+    python = python_with("fiftyone>=1.10", tmp_path_factory)
+    script = [python, "-c", LOOKED_THROUGH_IN_FIFTYONE, json.dumps(WHOLE), json.dumps(CLASSES)]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {one.image_id: one.says for one in a_review().asked}
+    found = by_image(tmp_path / "answers.json")
+    assert {i: [c for c in CLASSES if row[c]] for i, row in found.iterrows()} == WHOLE
 
 
 def test_datasets_opens_the_pictures_and_the_labels(finished: Project, tmp_path: Path):
