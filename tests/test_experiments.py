@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -605,7 +604,7 @@ def git(project: Project, *words: str) -> None:
 
 
 def test_an_ablation_runs_on_a_users_own_photographs_and_only_what_differs(committed: Project):
-    command = [sys.executable, "-m", "experiments.ablate", "tables3to5", "--seeds", "0"]
+    command = ["python", "-m", "experiments.ablate", "tables3to5", "--seeds", "0"]
     said = committed.run(*command).stdout
     ran = re.findall(r"Running stage '([^']+)'", said)
     assert ran[:3] == ["check", "bias", "warmup"]
@@ -625,13 +624,13 @@ def test_what_the_committed_lock_has_from_another_machine_is_not_run_again(commi
     (made_here,) = re.findall(r"path: data/class_text.zarr\n.+\n +md5: (\w{32})", stage)[:1]
     lock.write_text(text.replace(made_here, "0" * 32))
     git(committed, "commit", "-qam", "as another machine has it")
-    command = [sys.executable, "-m", "experiments.ablate", "tables3to5", "--seeds", "0"]
+    command = ["python", "-m", "experiments.ablate", "tables3to5", "--seeds", "0"]
     assert "Running stage 'class_text'" not in committed.run(*command).stdout
 
 
 def test_table_1_runs_nothing_that_it_ran_before_with_another_seed_in_between(committed: Project):
     only = ["--only", "an"]
-    command = [sys.executable, "-m", "experiments.table1", *only, "--seeds", "0,1"]
+    command = ["python", "-m", "experiments.table1", *only, "--seeds", "0,1"]
     said = committed.run(*command).stdout
     assert said.count("Running stage 'experiments/dvc.yaml:baseline@an'") == 2
     lines = pd.read_csv(committed / "results/table1.csv")
@@ -641,7 +640,7 @@ def test_table_1_runs_nothing_that_it_ran_before_with_another_seed_in_between(co
 
 def test_experiments_refuse_what_is_not_committed_and_labels_that_are_not_there(committed: Project):
     committed.set(fuse_labels__alpha=0.6)
-    command = [sys.executable, "-m", "experiments.ablate", "table2"]
+    command = ["python", "-m", "experiments.ablate", "table2"]
     done = committed.run(*command, check=False)
     assert done.returncode == 1
     assert "commit or undo them first: params.yaml" in done.stderr
@@ -649,7 +648,7 @@ def test_experiments_refuse_what_is_not_committed_and_labels_that_are_not_there(
     git(committed, "commit", "-qam", "b")
     for name in ("ablate table2", "table1"):
         module = f"experiments.{name}".split()
-        done = committed.run(sys.executable, "-m", *module, check=False)
+        done = committed.run("python", "-m", *module, check=False)
         assert done.returncode == 1
         assert "no test image has a label" in done.stderr
         assert "Running stage 'warmup'" not in done.stdout

@@ -2,8 +2,9 @@
 
 A stage spends seconds on importing torch and open_clip before it works for milliseconds. Here one
 server process imports the libraries, none of the project's own modules, and for every request forks
-a child that runs `python -m …`, DVC or `ccd`, as asked: with the caller's directory, environment
-and file descriptors. What runs is the real stage and the real command; only the imports are warm.
+a child that runs `python -m …`, DVC or `ccd`, as asked: with the caller's directory, environment,
+process group and file descriptors. What runs is the real stage and the real command; only the
+imports are warm.
 
     with serving(folder) as environment:   # PATH has those three, which ask the server
         subprocess.run(["dvc", "repro"], env=environment)
@@ -12,6 +13,7 @@ and file descriptors. What runs is the real stage and the real command; only the
 from __future__ import annotations
 
 import array
+import gc
 import json
 import os
 import runpy
@@ -27,7 +29,8 @@ from pathlib import Path
 
 LIBRARIES = (
     "open_clip", "torchvision.transforms.v2", "sklearn.metrics", "pandas", "pyarrow.parquet",
-    "zarr", "scipy.special", "pydantic", "ruamel.yaml", "rich.progress", "safetensors.torch",
+    "zarr", "scipy.special", "pydantic.main", "pydantic.plugin._loader", "ruamel.yaml",
+    "rich.progress", "safetensors.torch",
     "altair", "vl_convert", "jinja2", "PIL.Image",
     "dvc.cli.parser", "dvc.repo", "dvc.repo.reproduce", "dvc.repo.status", "dvc.repo.artifacts",
     "dvc.stage.cache", "dvc.cachemgr", "dvc.data_cloud", "dvc.lock", "dvc_data.index",
@@ -38,7 +41,8 @@ SHIM = """#!{python} -ISs
 import array, json, os, socket, sys
 link = socket.socket(socket.AF_UNIX)
 link.connect({address!r})
-request = json.dumps([{words} + sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+group = os.getpgrp() if os.getsid(0) == {session} else 0
+request = json.dumps([{words} + sys.argv[1:], os.getcwd(), group, dict(os.environ)]).encode()
 link.sendmsg([len(request).to_bytes(4, "big")],
              [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
 link.sendall(request)
@@ -55,10 +59,11 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
     shims.mkdir(parents=True)
     ccd = str(Path(sys.executable).with_name("ccd"))
     for name, words in {"python": [], "dvc": ["-m", "dvc"], "ccd": [ccd]}.items():
-        text = SHIM.format(python=sys.executable, address=address, words=words)
+        of_all = {"python": sys.executable, "address": address, "session": os.getsid(0)}
+        text = SHIM.format(words=words, **of_all)
         (shims / name).write_text(text)
         (shims / name).chmod(0o755)
-    server = subprocess.Popen([sys.executable, __file__, address], start_new_session=True)
+    server = subprocess.Popen([sys.executable, __file__, address], process_group=0)
     try:
         while not Path(address).exists():
             assert server.poll() is None
@@ -79,6 +84,7 @@ def _serve(address: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # or a child's first collection copies every page of what was imported
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
@@ -111,7 +117,8 @@ def _answer(link: socket.socket) -> None:
     request = b""
     while len(request) < int.from_bytes(size, "big"):
         request += link.recv(1 << 16)
-    arguments, directory, environment = json.loads(request)
+    arguments, directory, group, environment = json.loads(request)
+    os.setpgid(0, group)  # what is sent to the caller's group reaches the child
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
     os.chdir(directory)

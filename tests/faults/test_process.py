@@ -368,14 +368,9 @@ def test_a_kill_between_two_renamings_is_mended_by_the_next_run(project: Project
         "runpy.run_module('stages.cam_boxes', run_name='__main__')\n"
     )
     for at in (0, 1, 2, 3, 4):  # 0: after the last of them
-        done = subprocess.run(
-            [sys.executable, "-c", script.format(at, at)],
-            cwd=project.root,
-            env=as_ordinary_processes(project).environment,
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode == -signal.SIGKILL
+        (project / "killed.py").write_text(script.format(at, at))
+        done = project.run("python", "-m", "killed", check=False)
+        assert done.returncode == 256 - signal.SIGKILL  # as the warm python has it from its child
         project.stage("cam_boxes")  # by itself, not from the cache of DVC
         assert kept(project) == before
         assert not strays(project)
@@ -384,31 +379,35 @@ def test_a_kill_between_two_renamings_is_mended_by_the_next_run(project: Project
 @pytest.mark.long
 def test_twenty_kills_at_random_moments_of_whole_runs_end_in_the_same_bytes(project: Project):
     """Of the whole group, or of DVC alone, whose stage then goes on as an orphan."""
-    before, cold = kept(project), as_ordinary_processes(project)
+    before, dvc = kept(project), str(Path(sys.executable).with_name("dvc"))
+    began = time.monotonic()
+    assert "up to date" in project.run(dvc, "repro").stdout
+    nothing_to_do = time.monotonic() - began  # tells how fast this machine is
     for path in [out for stage in STAGES for out in paths(stage, "outs", "metrics", "plots")]:
         whole = project / path
         shutil.rmtree(whole) if whole.is_dir() else whole.unlink()
     for folder in (".ccd", ".dvc/cache"):
         shutil.rmtree(project / folder)
     (project / "dvc.lock").unlink()
-    rng = random.Random(0)
+    rng, stopped = random.Random(0), 0
     for number in range(20):
         mend_lock_of_dvc(project)
         process = subprocess.Popen(
-            ["dvc", "repro"],
-            cwd=cold.root,
-            env=cold.environment,
+            [dvc, "repro"],
+            cwd=project.root,
+            env=project.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            process_group=0,  # of this session, or a warm stage could not be in it
         )
-        time.sleep(rng.uniform(2, 16))
+        time.sleep(rng.uniform(0.5, 2.5) * nothing_to_do)
         if number % 3:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-        process.wait()
+        stopped += process.wait() == -signal.SIGKILL
         wait_for_orphans(process.pid)
+    assert stopped > 5, "the kills came after the work"
     mend_lock_of_dvc(project)
     project.repro()
     assert kept(project) == before
@@ -455,31 +454,47 @@ def test_a_clock_that_goes_backwards_changes_nothing(project: Project):
     assert kept(project) == before
 
 
+TELL = """
+import socket
+
+def tell(what):
+    open(TOLD, "a").write(f"{what}\\n")
+    raise OSError(what)
+
+class Guarded(socket.socket):
+    def connect(self, address, *a):
+        if self.family != socket.AF_UNIX: tell(address)
+        return super().connect(address, *a)
+    def connect_ex(self, address, *a): tell(address)
+    def sendto(self, *a): tell(a)
+
+socket.socket = Guarded
+socket.getaddrinfo = lambda *a, **k: tell(a)
+"""
+
+
 def test_no_stage_but_weights_opens_a_connection(project: Project):
-    """With a socket module that tells; what processes of one run say to each other is local."""
-    guard, told = project / "sitecustomize.py", project / "told"
-    guard.write_text(
-        "import socket\n"
-        "def tell(what):\n"
-        f"    open({str(told)!r}, 'a').write(f'{{what}}\\n')\n"
-        "    raise OSError(what)\n"
-        "class Guarded(socket.socket):\n"
-        "    def connect(self, address, *a):\n"
-        "        if self.family != socket.AF_UNIX: tell(address)\n"
-        "        return super().connect(address, *a)\n"
-        "    def connect_ex(self, address, *a): tell(address)\n"
-        "    def sendto(self, *a): tell(a)\n"
-        "socket.socket = Guarded\n"
-        "socket.getaddrinfo = lambda *a, **k: tell(a)\n"
+    """With a socket module that tells; what processes of one run say to each other is local.
+
+    One stage has it from the interpreter's start, with all that it imports; the others from
+    the package's.
+    """
+    told, package = project / "told", project / "stages/__init__.py"
+    guard = TELL.replace("TOLD", repr(str(told)))
+    (project / "sitecustomize.py").write_text(guard)
+    package.write_text(package.read_text() + guard)
+    (project / "stages/probe.py").write_text(
+        "import socket; socket.create_connection(('127.0.0.1', 9))"
     )
     cold = as_ordinary_processes(project)
-    environment = {"PYTHONPATH": str(project.root)}
-    probe = "import socket; socket.create_connection(('127.0.0.1', 9))"
-    cold.run("python", "-c", probe, check=False, **environment)
-    assert told.read_text()
-    told.unlink()
+    from_the_start = {"PYTHONPATH": str(project.root)}
+    for probed, environment in ((cold, from_the_start), (project, {})):
+        probed.stage("probe", check=False, **environment)
+        assert told.read_text()
+        told.unlink()
+    cold.stage("train", **from_the_start)
     for stage in set(STAGES) - {"weights", "check", "index", "ground_truth", "bias", "fuse_labels"}:
-        cold.stage(stage, **environment)
+        project.stage(stage)
     assert not told.exists()
 
 
