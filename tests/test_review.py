@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +171,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("CCD_FIFTYONE" not in os.environ, reason="installs a gigabyte: CCD_FIFTYONE=1")
 def test_fiftyone_opens_the_queue_and_its_export_comes_back(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ):
