@@ -13,6 +13,7 @@
 PYTHON ?= python3
 VENV := .venv
 SEEDS ?= 0
+MARKED ?= not long
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
@@ -25,7 +26,7 @@ demo: $(VENV)/installed .dvc/config.local
 install: $(VENV)/installed .dvc/config.local
 
 test: $(VENV)/installed-dev lint
-	pytest -n auto --dist loadgroup -m "not long"
+	pytest -n auto --dist loadgroup -m "$(MARKED)"
 
 quick: $(VENV)/installed-dev
 	pytest -n auto -m "not pipeline and not slow and not long"
