@@ -17,7 +17,7 @@ from tests.conftest import MINI, Project, as_ordinary_processes, edit_params, la
 from tests.faults.test_images import BAD
 from tests.test_dvc_yaml import STAGES
 
-MOST = 1.3  # of the peak with a thousand files
+MOST = 1.3  # of the peak with a tenth of the files
 FILES = int(os.environ.get("SOAK_FILES", "10000"))
 BRIEF = {"warmup.epochs": 1, "train.epochs": 1, "source.max_bad_share": 0.2}
 
