@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from stages.method.fusion import answered
 from stages.method.review import questions
 from stages.runtime.errors import UserError
 from stages.sources.answer_table import answers
-from tests.conftest import MINI_CLASSES, Project
+from tests.conftest import MINI_CLASSES, ROOT, Project
 
 UNKNOWN = pytest.approx(np.nan, nan_ok=True)
 CLASSES = ["dog", "cat & mouse", "tv monitor"]
@@ -189,15 +190,49 @@ def test_fiftyone_opens_the_queue_and_its_export_comes_back(
     assert {i: [c for c in CLASSES if row[c]] for i, row in found.iterrows()} == WHOLE
 
 
-def test_datasets_opens_the_pictures_and_the_labels(finished: Project, tmp_path: Path):
+def test_datasets_opens_the_pictures_and_what_the_student_says(finished: Project, tmp_path: Path):
     import datasets
 
     file = str(tmp_path / "queue.parquet")
     finished.run("ccd", "review", file, "--count", "5")
     queue = datasets.Dataset.from_parquet(file, cache_dir=str(tmp_path / "cache"))
     assert len(queue) == 5
-    assert queue.features["labels"].feature.names == list(MINI_CLASSES)
+    for column in ("labels", "says"):
+        assert queue.features[column].feature.names == list(MINI_CLASSES)
     assert queue[0]["image"].size[0] == 128
+    assert queue[0]["labels"] is None
+    assert queue[0]["says"] is not None
+
+
+def test_the_lines_of_the_docs_answer_a_queue_with_datasets(finished: Project, tmp_path: Path):
+    finished.run("ccd", "review", str(tmp_path / "queue.parquet"), "--count", "5")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), flags=re.S)
+    (lines,) = (block for block in blocks if "import datasets" in block)
+    asked = pd.read_parquet(tmp_path / "queue.parquet")["image_id"]
+    seen = {asked[3]: list(MINI_CLASSES[:2]), asked[0]: []}
+    told = re.sub(r"seen = .*", f"seen = {seen}", lines)
+    environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", told], cwd=tmp_path, env=environment, check=True)
+    found = answers(str(tmp_path / "answers.parquet"), list(MINI_CLASSES)).set_index("image_id")
+    assert {i: [c for c in MINI_CLASSES if row[c]] for i, row in found.iterrows()} == seen
+
+
+def test_what_datasets_saves_comes_back_and_what_nobody_looked_at_does_not(tmp_path: Path):
+    import datasets
+
+    path = write(tmp_path, "huggingface", "queue.parquet")
+    assert by_image(path).empty
+    queue = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+    number = queue.features["labels"].feature.str2int
+
+    def looked_at(row: dict[str, Any]) -> dict[str, Any]:
+        named = WHOLE.get(row["image_id"])
+        return {"labels": None if named is None else [number(name) for name in named]}
+
+    queue = queue.remove_columns("image").map(looked_at, features=queue.features.copy())
+    queue.to_parquet(str(tmp_path / "answers.parquet"))
+    found = by_image(tmp_path / "answers.parquet")
+    assert {i: [c for c in CLASSES if row[c]] for i, row in found.iterrows()} == WHOLE
 
 
 @pytest.mark.parametrize("form", ["csv", "labelstudio", "coco", "huggingface"])
@@ -227,7 +262,7 @@ def test_of_several_files_the_last_one_counts(tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.txt", "a.jpg dog", "ends neither in .csv nor in .json"),
+        ("a.txt", "a.jpg dog", "does not end in .csv, .json, .parquet"),
         ("a.csv", "image_id,dog\na.jpg,1\n", "has no column 'cat & mouse'"),
         ("a.csv", "image_id,dog,cat & mouse,tv monitor\na.jpg,yes,,\n", "dog is 'yes'"),
         ("a.csv", "image_id,dog,cat & mouse,tv monitor\na,1,,\na,0,,\n", "'a' comes twice"),
@@ -249,6 +284,30 @@ def test_what_is_wrong_with_answers_is_said(tmp_path: Path, name: str, content: 
         answers(str(tmp_path / name), CLASSES)
     assert why in str(error.value)
     assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"image_id": ["a"]}, "has no column 'labels'"),
+        ({"image_id": ["a"], "labels": [1]}, "`labels` is no list"),
+        ({"image_id": ["a"], "labels": [["dog", "cow"]]}, "a: 'cow' is none of the classes"),
+        ({"image_id": ["a"], "labels": [[1]]}, "a: '1' is none of the classes"),
+        ({"image_id": ["a", "a"], "labels": [["dog"], []]}, "'a' comes twice"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_answers_of_datasets_is_said(
+    tmp_path: Path, columns: dict[str, list[Any]] | None, why: str
+):
+    path = tmp_path / "a.parquet"
+    if columns is None:
+        path.write_bytes(b"PAR1")
+    else:
+        pd.DataFrame(columns).to_parquet(path)
+    with pytest.raises(UserError, match=why) as error:
+        answers(str(path), CLASSES)
+    assert str(path) in str(error.value)
 
 
 @given(arrays.arrays(np.float32, (7, 3), elements=st.floats(0, 1, width=32)), st.integers(1, 9))

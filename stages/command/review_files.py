@@ -95,24 +95,26 @@ def as_coco(review: Review, blind: bool) -> bytes:
 
 
 def as_hugging_face(review: Review, blind: bool) -> bytes:
-    """A parquet file that `datasets` reads with pictures, which stay where they are, and labels."""
+    """A parquet file that `datasets` reads with its pictures, which stay where they are.
+
+    `labels` is for the answers: null, until somebody looked; then a list, empty for no class.
+    """
     number = {name: place for place, name in enumerate(review.classes)}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    several = pa.list_(pa.int64())
     columns = {
         "image": pa.array([{"bytes": None, "path": _absolute(one)} for one in review.asked], image),
         "image_id": pa.array([one.image_id for one in review.asked], pa.string()),
+        "labels": pa.nulls(len(review.asked), several),
     }
-    features: dict[str, object] = {
-        "image": {"_type": "Image"},
-        "image_id": {"dtype": "string", "_type": "Value"},
-    }
+    names = {"feature": {"names": review.classes, "_type": "ClassLabel"}, "_type": "List"}
+    text = {"dtype": "string", "_type": "Value"}
+    features: dict[str, object] = {"image": {"_type": "Image"}, "image_id": text, "labels": names}
     if not blind:
-        labels = [[number[name] for name in one.says] for one in review.asked]
-        columns["labels"] = pa.array(labels, pa.list_(pa.int64()))
+        said = [[number[name] for name in one.says] for one in review.asked]
+        columns["says"] = pa.array(said, several)
         columns["why"] = pa.array([f"{one.why}: {one.about}" for one in review.asked], pa.string())
-        names = {"names": review.classes, "_type": "ClassLabel"}
-        features["labels"] = {"feature": names, "_type": "List"}
-        features["why"] = {"dtype": "string", "_type": "Value"}
+        features |= {"says": names, "why": text}
     note = json.dumps({"info": {"features": features}})
     table = pa.table(columns).replace_schema_metadata({"huggingface": note})
     buffer = io.BytesIO()

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.runtime.errors import UserError, reason
 from stages.runtime.params import NONE
@@ -20,6 +22,7 @@ from stages.sources.coco import read_annotations
 
 NOT_ANSWERED = {"description": "of `ccd review`: predictions, not answers"}  # in COCO's form
 KEY = "source.answers"
+SUFFIXES = (".csv", ".json", ".parquet")
 FORMULA = "./"  # in front of an id that a spreadsheet would take for more; the same path
 
 
@@ -27,15 +30,16 @@ def answers(path: str, classes: list[str]) -> pd.DataFrame:
     """The answers in a file, or in all of a folder, of the images of which a class was looked at.
 
     .csv: `image_id` and a column a class, 1 or 0, empty where nobody looked; other columns are left
-    out. .json: an export of Label Studio's, or COCO's form; there an image was looked at as a
-    whole. Of two files that answer the same the last by its name counts. None for `data/none`.
-    Raises `UserError` for a file of another form, or of other classes.
+    out. .json: an export of Label Studio's, or COCO's form; .parquet: of Hugging Face's `datasets`.
+    There an image was looked at as a whole. Of two files that answer the same the last by its name
+    counts. None for `data/none`. Raises `UserError` for a file of another form, or of other
+    classes.
     """
     known = label_table.table([], np.zeros((0, len(classes))), classes)
     files = [] if path == NONE else [path]
     if files and Path(path).is_dir():
         inside = [f for f in sorted(Path(path).iterdir()) if not f.name.startswith(".")]
-        files = [str(file) for file in inside if file.suffix.lower() in (".csv", ".json")]
+        files = [str(file) for file in inside if file.suffix.lower() in SUFFIXES]
         if others := [file.name for file in inside if str(file) not in files]:
             say(f"answers: warning: passed over in {path}: {', '.join(others[:5])}")
     for file in files:
@@ -51,8 +55,10 @@ def of_file(path: str, classes: list[str]) -> pd.DataFrame:
         known = label_table.from_csv(path, classes, KEY)
         known["image_id"] = known["image_id"].str.removeprefix(FORMULA)
         return known
+    if suffix == ".parquet":
+        return of_hugging_face(path, classes)
     if suffix != ".json":
-        raise UserError(f"{KEY} in params.yaml: {path} ends neither in .csv nor in .json")
+        raise UserError(f"{KEY} in params.yaml: {path} does not end in {', '.join(SUFFIXES)}")
     content = read_json(path)
     if isinstance(content, list):
         return of_label_studio(content, path, classes)
@@ -101,3 +107,35 @@ def of_label_studio(tasks: list[Any], path: str, classes: list[str]) -> pd.DataF
         ids.append(image_id)
         values.append([name in chosen for name in classes])
     return label_table.table(ids, np.array(values).reshape(len(ids), len(classes)), classes)
+
+
+def of_hugging_face(path: str, classes: list[str]) -> pd.DataFrame:
+    """The classes in `labels` are there, all others not; where it is null nobody looked."""
+    where = f"{KEY} in params.yaml: {path}"
+    try:
+        schema = pq.read_schema(path)
+        if missing := {"image_id", "labels"} - set(schema.names):
+            raise UserError(f"{where} has no column {min(missing)!r}")
+        if not pa.types.is_list(schema.field("labels").type):
+            raise UserError(f"{where}: `labels` is no list of classes")
+        names = names_of(schema)
+        known = pq.read_table(path, columns=["image_id", "labels"])
+    except (OSError, pa.ArrowException, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{where} cannot be read: {reason(error)}") from None
+    ids, values = [], []
+    for image_id, given in zip(*known.to_pydict().values(), strict=True):
+        if given is None:
+            continue
+        chosen = {names.get(one, one) for one in given}
+        if odd := sorted(str(one) for one in chosen if one not in classes):
+            raise UserError(f"{path}, {image_id}: {odd[0]!r} is none of the classes")
+        ids.append(str(image_id))
+        values.append([name in chosen for name in classes])
+    return label_table.table(ids, np.array(values).reshape(len(ids), len(classes)), classes)
+
+
+def names_of(schema: pa.Schema) -> dict[int, str]:
+    """The class names that the numbers in `labels` stand for, as `datasets` notes them."""
+    note = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    labels = note.get("info", {}).get("features", {}).get("labels", {})
+    return dict(enumerate(labels.get("feature", {}).get("names", [])))
