@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from stages.runtime.code import ROOT
 from stages.runtime.fingerprint import declaration, fingerprint
+from stages.runtime.publishing import write_all_whole
 from tests.conftest import Project, as_ordinary_processes
 from tests.test_resume import SMALL, end_group, halt_at_work, start, work
 
@@ -108,3 +109,17 @@ def test_an_edit_elsewhere_invalidates_the_stages_that_use_it(
     path.write_text(text.replace(line, f"# edited\n{line}"))
     assert path.read_text() != text
     assert changed(project) == stages
+
+
+def test_files_that_belong_together_are_all_written_or_none(tmp_path: Path):
+    model, notes = tmp_path / "model.onnx", tmp_path / "model.onnx.json"
+    model.write_bytes(b"old")
+    with pytest.raises(OSError, match="No such file") as error:
+        write_all_whole({model: b"new", tmp_path / "gone" / notes.name: b"new"})
+    assert error.value.filename == str(tmp_path / "gone" / notes.name)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"model.onnx": b"old"}
+    write_all_whole({model: b"new", notes: b"notes"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "model.onnx": b"new",
+        "model.onnx.json": b"notes",
+    }

@@ -13,7 +13,7 @@ import typer
 from stages.command import cli_project
 from stages.command.ending import fail, one_line, place_for
 from stages.runtime.errors import clean
-from stages.runtime.publishing import write_whole
+from stages.runtime.publishing import write_all_whole, write_whole
 
 PUBLISHED = ("voc07", "voc12", "coco", "nuswide")
 WRONG_USE: Any = typer.BadParameter.__base__  # of a command; typer itself names this kind alone
@@ -140,8 +140,7 @@ def export(
         from stages.command.export import export as exported
 
         content, notes = exported(student, cuts_for(student))
-        write_whole(output, content)
-        write_whole(beside, notes)
+        write_all_whole({output: content, beside: notes})
     typer.echo(
         clean(f"{output}: `images` in, `probabilities` out; its properties say the rest, as")
     )

@@ -195,7 +195,7 @@ def review(
 ) -> None:
     """Write down which images somebody should look at; `source.answers` takes the answers."""
     from stages.runtime.params_file import PARAMS_FILE, read_yaml
-    from stages.runtime.publishing import write_whole
+    from stages.runtime.publishing import write_all_whole
 
     of_name = {".csv": Form.csv, ".json": Form.labelstudio, ".parquet": Form.huggingface}
     suffix_of = {form: suffix for suffix, form in of_name.items()} | {Form.coco: ".json"}
@@ -219,8 +219,7 @@ def review(
         for path in files:
             if path.exists():
                 fail(f"{path} {taken}")
-        for path, content in files.items():
-            write_whole(path, content)
+        write_all_whole(files)
     names = " and ".join(map(str, files))
     typer.echo(clean(f"{names}: {len(asked.asked)} images. Answered, name it as source.answers in"))
     typer.echo("params.yaml, and run `dvc repro`: docs/tasks.md has more.")

@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -73,18 +73,27 @@ def write_whole(path: Path, content: bytes) -> None:
 
     What a link leads to, or a device, is written as it stands.
     """
+    write_all_whole({path: content})
+
+
+def write_all_whole(contents: Mapping[Path, bytes]) -> None:
+    """Write files as `write_whole` does, and none of them unless all can be."""
+    beside: dict[Path, Path] = {}
     try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # as /dev/stdout
-            path.write_bytes(content)
-            return
-        beside = path.with_name(f".{path.name}.new")
-        try:
-            beside.write_bytes(content)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        for path, content in contents.items():
+            if not path.is_symlink() and (path.is_file() or not path.exists()):
+                beside[path] = _beside(path, "new")
+                beside[path].write_bytes(content)
+        for path, content in contents.items():
+            if path in beside:
+                beside[path].replace(path)
+            else:  # as /dev/stdout
+                path.write_bytes(content)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        for new in beside.values():
+            new.unlink(missing_ok=True)
 
 
 def _sync(top: Path) -> None:
