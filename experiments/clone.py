@@ -114,10 +114,13 @@ def reproduce(
         (CLONE / lock).unlink(missing_ok=True)
     world = {key: value for key, value in changes.items() if key.startswith("world.")}
     own = {key: value for key, value in changes.items() if key not in world}
+    of_the_demo = Path(read_yaml(CLONE / PARAMS_FILE)["source"]["root"]).is_relative_to(DEMO)
+    if world and not of_the_demo:
+        raise SystemExit(f"{', '.join(world)}: of the demo's world alone; these are other images")
     edit_params(CLONE / PARAMS_FILE, {"seed": seed, **own})
     edit_params(CLONE / SETTINGS, settings or {})
     show_experiments(CLONE)
-    if Path(_value("source.root")).is_relative_to(DEMO):
+    if of_the_demo:
         edit_params(CLONE / DEMO_PARAMS, {"world.seed": seed, "teacher.seed": seed, **world})
     done = subprocess.run([*DVC, "repro", *targets], cwd=CLONE, check=False)
     if done.returncode:

@@ -81,12 +81,16 @@ def run(params: Params, job: Job) -> None:
     bias, _ = read_table(BIAS, digest)
     train = rows.loc[rows["split"] == "train", "image_id"]
     ladder = evaluation.ladder(scores, judged)
-    said = {key: values_of_images(scores[key], train) for key in ("teacher", "student")}
-    doubts = verdict.doubts(**said, measured=bias["measured"].to_numpy(), classes=classes)
-    diagnosed = evaluation.diagnostics(scores, train, bias, boxes, len(doubts))
     cuts, of_cuts = read_table(THRESHOLDS, digest)
     if of_cuts["student"] != file_digest(STUDENT) or list(cuts["class"]) != classes:
         raise UserError(f"{THRESHOLDS.path} is of another classifier: run `dvc repro`")
+    of_train = {key: values_of_images(scores[key], train) for key in ("teacher", "student")}
+    calls = evaluation.called_at(evaluation.said_by(of_train["student"], cuts), cuts)
+    labels = values_of_images(scores["pseudo"], train)
+    said = verdict.Said(**of_train, labels=labels, called=calls)
+    divided = params.bias.debias or params.fuse_labels.debias
+    doubts = verdict.doubts(said, bias["measured"].to_numpy() | (not divided), classes)
+    diagnosed = evaluation.diagnostics(scores, said, bias, boxes, len(doubts))
     called = evaluation.called(scores["student"], cuts, judged["test"])
     answers = {split: labelled(rows, told, split) for split in ("train", "test")}
     metrics = evaluation.metrics(ladder, judged, diagnosed) | called.figures

@@ -20,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from ruamel.yaml import YAML
 
 from stages.artifacts import (
+    ANSWERS,
     BIAS,
     CAM_BOXES,
     CAM_MAPS,
@@ -78,6 +79,7 @@ def run(params: Params, job: Job) -> None:
     scores, of_scores = read_table(GLOBAL_SCORES, digest)
     evidence = Evidence(
         index=index,
+        answers=table(ANSWERS),
         bias=table(BIAS),
         ground_truth=table(GROUND_TRUTH),
         global_scores=scores,

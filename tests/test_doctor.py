@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
+from stages.command import doctor
 from stages.command.doctor import examine, of_settings, steps_of
 from stages.command.estimate import Size, hours_of
 from stages.command.preset import preset
@@ -36,6 +38,8 @@ def test_limits_that_filter_nothing_are_named(tmp_path: Path):
     assert named(given, seven) == {"bias.entropy_limit", "cam_boxes.mean_views"}
     assert not named(given, twenty)
     assert named(params_of(tmp_path), seven) == {"cam_boxes.mean_views"}  # divides by no bias
+    local = params_of(tmp_path, bias__debias=False, fuse_labels__debias=True)
+    assert "bias.entropy_limit" in named(local, seven)
     laptop = parse_params(YAML(typ="safe", pure=True).load(preset("folder", "laptop")))
     assert not named(laptop, seven)
 
@@ -46,6 +50,14 @@ def test_a_training_of_few_steps_is_named_and_more_of_them_are_not(tmp_path: Pat
     assert steps_of(given, 56) == math.ceil(56 / 16) * 10
     assert named(given, few) == {"steps of training"}
     assert not named(params_of(tmp_path, optimiser__epoch_steps=50), few)
+
+
+def test_a_gpu_is_no_reason_not_to_look_for_python_and_room(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "device", lambda: "cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    assert doctor.of_machine().found.startswith("a card, ")
+    monkeypatch.setenv("PATH", "")
+    assert doctor.of_machine().remedy == "activate the environment"
 
 
 def test_one_class_cannot_be_told_from_nothing(tmp_path: Path):
@@ -119,8 +131,7 @@ def test_weights_of_a_tag_that_are_not_here_are_named_with_where_they_are_publis
         student__output_stride=32,
     )
     done = project.run("ccd", "doctor", "--seconds", "0", check=False)
-    assert done.returncode == 1
-    assert "RN50-quickgelu openai is not on this machine" in done.stdout
+    assert "  teacher: RN50-quickgelu openai is not on this machine" in done.stdout
     assert "teacher.checkpoint" in done.stdout
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from experiments import ablate, table1, training_free
+from experiments import ablate, clone, table1, training_free
 from experiments.ablations import Ablation, ablations
 from experiments.cdul import Aligned
 from experiments.clone import link, prepare, seed_list, show_experiments, uncommitted
@@ -178,6 +178,24 @@ def test_every_row_of_an_ablation_is_a_valid_set_of_parameters(dataset: str, rec
     for ablation in ablations(parse_params(content)).values():
         for changes in ablation.rows.values():
             assert changed(changes, content)
+
+
+@pytest.mark.parametrize("dataset", ["demo", "voc12", "photographs"])
+def test_no_two_rows_of_an_ablation_are_one_run(dataset: str):
+    content = YAML(typ="safe").load(preset(dataset))
+    for name, ablation in ablations(parse_params(content), dataset).items():
+        if not ablation.axis and name != "ambiguous":  # whose world is not among these parameters
+            runs = [repr(changed(changes, content)) for changes in ablation.rows.values()]
+            assert len(set(runs)) == len(runs), name
+
+
+def test_a_world_is_the_demos_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(clone, "CLONE", tmp_path)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "params.yaml").write_text("source: {root: photos}\n")
+    subprocess.run(["git", "add", "params.yaml"], cwd=tmp_path, check=True)
+    with pytest.raises(SystemExit, match=r"world.lenders: of the demo's world alone"):
+        clone.reproduce(0, {"world.lenders": True})
 
 
 def test_the_row_of_another_recipe_makes_that_recipe_of_the_recommended_one():

@@ -115,6 +115,11 @@ def test_of_few_classes_no_more_than_half_get_a_view(made: Path):
     assert content(made / "params.yaml")["cam_boxes"]["mean_views"] == 2.0
 
 
+def test_of_two_classes_the_published_search_has_its_views(photos: Path, tmp_path: Path):
+    done = init(tmp_path / "mine", photos, "a,b", "--recipe", "official")
+    assert done.exit_code == 0, done.output
+
+
 def test_in_a_repository_no_other_is_made(photos: Path, tmp_path: Path):
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     assert init(tmp_path / "mine", photos, "a,b").exit_code == 0
@@ -158,7 +163,7 @@ BAD = {  # what is typed, and what is said
         "mine --images PHOTOS --classes a,a",
         "mine/classes.txt names the class 'a' twice",
     ),
-    "no such labels": (f"{USUAL} --labels gone.csv", "--labels: gone.csv is not there"),
+    "no such labels": (f"{USUAL} --labels gone.csv", "--labels: gone.csv is no file"),
     "no such recipe": (f"{USUAL} --recipe best", "no recipe 'best'"),
     "no such parameter": (f"{USUAL} --set seeds=1", "--set: params.yaml has no seeds"),
     "no such section": (f"{USUAL} --set labelz.floor=1", "--set: params.yaml has no labelz.floor"),

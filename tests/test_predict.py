@@ -57,7 +57,7 @@ def named(project: Project, *words: str) -> str:
 
 
 def test_the_likeliest_are_named_however_unlikely(finished: Project):
-    (row,) = json.loads(named(finished, "--top", "3", "--threshold", "1"))
+    (row,) = json.loads(named(finished, "--top", "3"))
     p = row["probabilities"]
     assert row["labels"] == sorted(p, key=p.__getitem__, reverse=True)[:3]
 
@@ -106,7 +106,7 @@ def test_the_student_needs_neither_the_teacher_nor_the_pipeline(project: Project
     shutil.copy(project / "photos/test/00000.jpg", alone / "a.jpg")
     shutil.copytree(project / "stages", alone / "stages")
     elsewhere = Project(alone, project.environment)
-    done = ccd(elsewhere, "predict", "a.jpg", "--student", "model/student.safetensors")
+    done = ccd(elsewhere, "predict", "a.jpg", "--student", "model")
     assert json.loads(done.stdout)[0]["status"] == "ok"
 
 
@@ -116,7 +116,7 @@ def test_the_student_needs_neither_the_teacher_nor_the_pipeline(project: Project
         (["gone.jpg"], 1, "gone.jpg is not there"),
         (["photos", "--student", "gone.safetensors"], 1, "gone.json is not there"),
         (["photos", "--student", "data/weights/student_init.safetensors"], 1, "no trained student"),
-        (["stages/method"], 1, "ccd predict: no image"),
+        (["stages/method"], 1, "ccd: PATHS: no image"),
         (["photos", "-f", "parquet"], 2, "give --output"),
         (["photos", "-o", "out.doc"], 2, "a name that ends in .json, .csv, .parquet or .txt"),
         (["photos", "-o", "gone/out.csv"], 2, "gone/out.csv: there is no folder gone"),

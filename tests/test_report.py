@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from stages.page import gallery
-from stages.page.gallery import Said
+from stages.page.gallery import Said, changed
 from tests.conftest import Project
 
 NASTY = "<script>&\"'"
@@ -57,6 +57,12 @@ def test_every_chart_and_sample_is_there(finished: Project):
     assert [name for name in sections if name != "doubts"] == [*charts, "samples", "provenance"]
     assert sum(tag == "svg" for tag, _ in shown.tags) == 7
     assert {"Best", "Mixed", "Worst"} <= set(shown.words)
+
+
+def test_what_somebody_answered_was_not_changed_by_local_views():
+    labels, initial = np.array([[0.9, 1], [np.nan, 0.2]]), np.array([[0.5, 0.1], [np.nan, 0.2]])
+    answers = np.array([[np.nan, 1], [np.nan, np.nan]])
+    assert changed(labels, initial, answers) == pytest.approx(np.array([[0.4, 0], [0, 0]]))
 
 
 def test_pictures_are_real_and_boxes_lie_on_them(finished: Project):

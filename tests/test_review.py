@@ -273,6 +273,12 @@ def test_of_several_files_the_last_one_counts(tmp_path: Path, capsys):
         (
             "a.json",
             '[{"data": {"image_id": "a"}, "annotations": [{"result": [{"type": "choices", '
+            '"value": {"choices": null}}]}]}]',
+            "task 1 is not as Label Studio's export",
+        ),
+        (
+            "a.json",
+            '[{"data": {"image_id": "a"}, "annotations": [{"result": [{"type": "choices", '
             '"value": {"choices": ["cow"]}}]}]}]',
             "'cow' is none of the classes",
         ),
@@ -293,6 +299,8 @@ def test_what_is_wrong_with_answers_is_said(tmp_path: Path, name: str, content: 
         ({"image_id": ["a"], "labels": [1]}, "`labels` is no list"),
         ({"image_id": ["a"], "labels": [["dog", "cow"]]}, "a: 'cow' is none of the classes"),
         ({"image_id": ["a"], "labels": [[1]]}, "a: '1' is none of the classes"),
+        ({"image_id": ["a"], "labels": [[["dog"]]]}, "`labels` is no list"),
+        ({"image_id": ["a"], "labels": [[{"dog": 1}]]}, "`labels` is no list"),
         ({"image_id": ["a", "a"], "labels": [["dog"], []]}, "'a' comes twice"),
         (None, "cannot be read"),
     ],

@@ -7,9 +7,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from stages.artifacts import RESULTS
-from stages.method.verdict import doubts
+from stages.method.cuts import calibrated, cuts_of
+from stages.method.verdict import Doubt, Said, doubts, ordered
 from tests.conftest import ROOT, Project
 
 CLASSES = ["cat", "dog", "cow", "horse"]
@@ -26,8 +30,22 @@ def sound(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return teacher.astype(np.float32), student.astype(np.float32), np.ones(len(CLASSES), bool)
 
 
-def said(teacher: np.ndarray, student: np.ndarray, measured: np.ndarray) -> list[str]:
-    return [each.doubt for each in doubts(teacher, student, measured, CLASSES)]
+def doubted(
+    teacher: np.ndarray,
+    student: np.ndarray,
+    measured: np.ndarray,
+    labels: np.ndarray | None = None,
+    classes: list[str] = CLASSES,
+) -> list[Doubt]:
+    """The doubts of a run whose pseudo-labels are the teacher's, if not given."""
+    labels = teacher if labels is None else labels
+    cuts = cuts_of(student, labels)
+    called = calibrated(student, cuts.scale, cuts.offset) >= cuts.threshold
+    return doubts(Said(teacher, student, labels, called), measured, classes)
+
+
+def said(*run: np.ndarray) -> list[str]:
+    return [each.doubt for each in doubted(*run)]
 
 
 def test_nothing_speaks_against_a_sound_run():
@@ -69,26 +87,59 @@ def test_a_student_that_says_the_same_of_every_image_is_named():
     assert said(teacher, same, measured) == ["the student says the same of every training image"]
 
 
-def test_a_student_that_calls_nothing_is_named():
+def test_a_student_is_judged_at_its_cuts_and_not_at_a_half():
     teacher, student, measured = sound()
-    assert "calls 0.00 classes an image" in said(teacher, student / 3, measured)[0]
+    assert (student / 3 < 0.5).all()
+    assert said(teacher, student / 3, measured) == []
+
+
+def test_a_student_whose_labels_reach_no_half_calls_nothing_and_is_named():
+    teacher, student, measured = sound()
+    (doubt,) = said(teacher, student / 3, measured, teacher / 2.1)
+    assert doubt.startswith("the student calls 0.00 classes an image")
 
 
 def test_a_student_that_never_calls_most_classes_is_named():
     teacher, student, measured = sound()
+    labels = teacher.copy()
+    labels[:, 1:] /= 2.1
     student[:, 1:] /= 3
-    assert "never calls most of the classes: dog, cow, horse" in said(teacher, student, measured)[0]
+    (doubt,) = said(teacher, student, measured, labels)
+    assert "never calls most of the classes: dog, cow, horse" in doubt
+
+
+@pytest.mark.parametrize(("learned", "doubt"), [(0.02, True), (0.5, False)])
+def test_a_student_that_has_hardly_learned_is_named(learned: float, doubt: bool):
+    teacher, student, measured = sound()
+    noise = np.random.default_rng(1).random(student.shape, np.float32)
+    found = said(teacher, learned * student + (1 - learned) * noise, measured)
+    assert any(each.startswith("the student orders") for each in found) == doubt
+
+
+@given(
+    arrays.arrays(np.float32, (9, 2), elements=st.sampled_from([0.1, 0.2, 0.3])),
+    arrays.arrays(np.float32, (9, 2), elements=st.sampled_from([0, 0.5, 1])),
+)
+def test_the_share_of_pairs_in_order_is_counted_pair_by_pair(p: np.ndarray, labels: np.ndarray):
+    of_class = []
+    for scores, shown in zip(p.T, labels.T >= 0.5, strict=True):
+        pairs = [(x > y) + 0.5 * (x == y) for x in scores[shown] for y in scores[~shown]]
+        if pairs:
+            of_class.append(np.mean(pairs))
+    assert ordered(p, labels) == pytest.approx(np.mean(of_class) if of_class else 1)
 
 
 def test_a_student_that_disagrees_with_its_teacher_is_named():
     teacher, student, measured = sound()
-    (doubt,) = said(teacher, np.roll(student, 1, axis=1), measured)
+    labels = np.roll(teacher, 1, axis=1)
+    (doubt,) = said(teacher, np.roll(student, 1, axis=1), measured, labels)
     assert "the same first class on" in doubt
 
 
 def test_one_class_needs_no_other_to_compare_with():
     _, student, measured = sound()
-    assert doubts(np.ones((IMAGES, 1)), student[:, :1], measured[:1], ["cat"]) == []
+    teacher = student[:, :1]
+    assert doubted(np.ones((IMAGES, 1)), teacher, measured[:1], teacher, ["cat"]) == []
 
 
 def test_a_run_with_a_senseless_teacher_is_called_so_wherever_one_looks(project: Project):
@@ -105,6 +156,10 @@ def test_a_run_with_a_senseless_teacher_is_called_so_wherever_one_looks(project:
         assert all(f"Doubt: {doubt}" in shown for doubt in found["doubt"])
     page = (project / "data/report/index.html").read_text()
     assert "can hardly have worked" in page
+    assert any("bias" in doubt for doubt in found["doubt"])
+    project.set(bias__debias=False, fuse_labels__debias=False)
+    project.repro("evaluate")
+    assert not any("bias" in doubt for doubt in pd.read_csv(project / "data/doubts.csv")["doubt"])
 
 
 def test_a_run_against_which_nothing_speaks_passes_the_check(project: Project):

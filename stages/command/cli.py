@@ -85,33 +85,38 @@ def predict(
         typer.Option(min=0, max=1, help="Name a class this probable, instead of at its own cut."),
     ] = None,
     top: Annotated[
-        int, typer.Option(min=0, help="Name so many, the likeliest, however probable.")
-    ] = 0,
+        int | None, typer.Option(min=1, help="Name so many, the likeliest, however probable.")
+    ] = None,
     calibrate: Annotated[
-        bool, typer.Option(help="Make the student's scores probabilities; else as it says them.")
+        bool,
+        typer.Option(
+            help="Make the student's scores probabilities; else as it says them, named from 1/2 on."
+        ),
     ] = True,
     student: Annotated[
         Path,
         typer.Option(
-            help="The classifier's weights; their .json lies beside them. Or what `ccd export` "
-            "wrote, which answers sooner."
+            help="The classifier's weights, their .json beside them; or their folder; or what "
+            "`ccd export` wrote, which answers sooner."
         ),
     ] = STUDENT,
     max_pixels: Annotated[
-        int, typer.Option(help="An image with more is not looked at, for want of memory.")
+        int, typer.Option(min=1, help="An image with more is not looked at, for want of memory.")
     ] = 100_000_000,
 ) -> None:
     """Name what is on images, with the trained student alone."""
     form = form or _format_of(output)
     if form is Format.parquet and output is None:
         fail("parquet cannot be printed: give --output", code=2)
+    if top is not None and threshold is not None:
+        fail("--top and --threshold: give one of them", code=2)
     if output is not None:
         place_for(output)
     with one_line():
         from stages.command.predict import content, images_in, named, predict_with_cuts
 
         table, own = predict_with_cuts(images_in(paths), student, max_pixels, calibrate)
-        table.insert(3, "labels", named(table, own if threshold is None else threshold, top))
+        table.insert(3, "labels", named(table, own if threshold is None else threshold, top or 0))
         if output is None:
             sys.stdout.write(content(table, form).decode())
         else:
@@ -125,18 +130,22 @@ def predict(
 @app.command()
 def export(
     output: Annotated[Path, typer.Argument(help="The file to write, such as classifier.onnx.")],
-    student: Annotated[Path, typer.Option(help="As for `ccd predict`.")] = STUDENT,
+    student: Annotated[
+        Path, typer.Option(help="Its weights, their .json beside them, or the folder.")
+    ] = STUDENT,
 ) -> None:
     """Write the classifier as an ONNX file, with its names, cuts and normalisation inside."""
     place_for(output)
+    if output.suffix.lower() != ".onnx":
+        fail(f"{output}: its name should end in .onnx", code=2)
     beside = output.with_name(f"{output.name}.json")
     with one_line():
-        from stages.command.predict import cuts_for, must_be_a_student
+        from stages.command.predict import cuts_for, must_be_a_student, weights_in
 
+        student = weights_in(student)
+        if student.suffix.lower() == ".onnx":
+            fail(f"{student} is exported already: name the weights that it was made of", 2)
         must_be_a_student(student)
-        for path in (student, student.with_suffix(".json")):
-            if path.resolve() in (output.resolve(), beside.resolve()):
-                fail(f"{output}: {path}, the classifier itself, would be written over", 2)
         from stages.command.export import export as exported
 
         content, notes = exported(student, cuts_for(student))
@@ -151,7 +160,10 @@ def export(
 def preset(
     dataset: Annotated[
         str,
-        typer.Argument(help="voc12, voc07, coco, nuswide, nuswide_official, folder (yours), demo."),
+        typer.Argument(
+            help="voc12, voc07, coco, nuswide, nuswide_official, folder (yours), photographs "
+            "(docs/photographs.md), demo."
+        ),
     ],
     recipe: Annotated[
         str | None,
@@ -166,6 +178,8 @@ def preset(
     """Print a params.yaml: `ccd preset voc12 --recipe paper -o params.yaml`."""
     from stages.command.preset import preset as text_of
 
+    if output is not None:
+        place_for(output)
     with one_line(code=2):
         text = text_of(dataset, recipe)
         if output is None:
@@ -181,7 +195,7 @@ def fetch(
 ) -> None:
     """Say what a published data set is, where from and under what terms; with --yes, get it."""
     if dataset not in PUBLISHED:
-        fail(f"nothing is known of {dataset!r}, but of {', '.join(PUBLISHED)}")
+        fail(f"nothing is known of {dataset!r}, but of {', '.join(PUBLISHED)}", 2)
     from stages.command.fetch import DATA_SETS, description
     from stages.command.fetch import fetch as fetch_data_set
 
@@ -254,10 +268,10 @@ def _format_of(output: Path | None) -> Format:
     if output is None:
         return Format.text if sys.stdout.isatty() else Format.json
     known = {f".{form}": form for form in Format} | {".txt": Format.text}
-    if output.suffix not in known:
+    if output.suffix.lower() not in known:
         names = ".json, .csv, .parquet or .txt"
         fail(f"{output}: give --format, or a name that ends in {names}", code=2)
-    return known[output.suffix]
+    return known[output.suffix.lower()]
 
 
 def main() -> None:

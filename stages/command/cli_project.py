@@ -24,7 +24,12 @@ def init(
     labels: Annotated[
         Path | None, typer.Option(help="For evaluation alone: a .csv, .txt or .json.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Of `ccd preset folder`.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="recommended (default), laptop, instant (no training), paper (its text), official."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A parameter: key=value. Repeatable.")
     ] = None,
@@ -199,10 +204,11 @@ def review(
 
     of_name = {".csv": Form.csv, ".json": Form.labelstudio, ".parquet": Form.huggingface}
     suffix_of = {form: suffix for suffix, form in of_name.items()} | {Form.coco: ".json"}
-    chosen = form or of_name.get(output.suffix)
+    suffix = output.suffix.lower()
+    chosen = form or of_name.get(suffix)
     if chosen is None:
         fail(f"{output}: its name should end in .csv, .json or .parquet", 2)
-    if output.suffix != suffix_of[chosen]:
+    if suffix != suffix_of[chosen]:
         fail(f"{output}: the name of a file for {chosen} should end in {suffix_of[chosen]}", 2)
     place_for(output)
     taken = "is there already, perhaps with answers: name another file"

@@ -58,7 +58,7 @@ def of_machine() -> Finding:
     """What computes."""
     where = device()
     if where.startswith("cuda"):
-        return Finding("machine", torch.cuda.get_device_name(where))
+        where = torch.cuda.get_device_name(where)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     free = shutil.disk_usage(".").free / 2**30
@@ -93,7 +93,7 @@ def of_settings(params: Params, size: Size) -> Iterator[Finding]:
             "name some that it is not, such as what else the photographs show",
         )
         return
-    if params.bias.debias and limit >= most:
+    if (params.bias.debias or params.fuse_labels.debias) and limit >= most:
         yield Finding(
             "bias.entropy_limit",
             f"{limit} {unit} is no less than a uniform guess's {most:.2f}: it filters nothing",
@@ -139,8 +139,8 @@ def of_teacher(params: Params) -> Finding:
         return Finding("teacher", f"{given.model} {given.pretrained} is on this machine")
     return Finding(
         "teacher",
-        f"{given.model} {given.pretrained} is not on this machine; `dvc repro weights` fetches it",
-        "without network: fetch it on another machine, copy the file, and name it in "
+        f"{given.model} {given.pretrained} is not on this machine: `dvc repro weights` fetches it. "
+        "Without network, fetch it on another machine, copy the file, and name it in "
         f"teacher.checkpoint, with teacher.pretrained: none ({origin_of(config)})",
     )
 

@@ -37,6 +37,7 @@ OF_DVC = {
     ".dvc/config": "[core]\n    analytics = false\n    check_update = false\n",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
 }
+OF_LABELS = (".csv", ".txt", ".json")
 CODE_ABOVE = "# Which code made the results: `ccd update` writes it. DVC reads it as parameters.\n"
 
 
@@ -62,8 +63,8 @@ def init(
             f"{place} lies in {images}, where its own pictures would be taken for photographs: "
             "name a folder elsewhere"
         )
-    if labels is not None and not labels.exists():
-        raise UserError(f"--labels: {labels} is not there")
+    if labels is not None and not (labels.is_file() and labels.suffix.lower() in OF_LABELS):
+        raise UserError(f"--labels: {labels} is no file that ends in {', '.join(OF_LABELS)}")
     target = place.resolve()
     if not target.parent.is_dir():
         raise UserError(f"{place.parent} is no folder")
@@ -111,7 +112,9 @@ def lay_out(
         changes["source.labels"] = link.as_posix()
     (root / PARAMS_FILE).write_text(preset("folder", recipe), encoding="utf-8")
     looks = read_yaml(root / PARAMS_FILE)["cam_boxes"]
-    if looks["views"] == "cam":  # more would leave nothing to choose
+    if (
+        looks["views"] == "cam" and looks["selection"] != "search"
+    ):  # more would leave nothing to choose
         changes["cam_boxes.mean_views"] = min(looks["mean_views"], max(1.0, len(known) / 2))
     changes |= parsed(settings)
     must_be_known(read_yaml(root / PARAMS_FILE), changes)

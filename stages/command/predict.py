@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from stages.artifacts import THRESHOLDS
+from stages.artifacts import STUDENT, THRESHOLDS
 from stages.command.exported import SUFFIX, Exported
 from stages.images.decode import SUFFIXES, BadImage, decode_in_turn, read_regular
 from stages.runtime import machine
@@ -81,7 +81,7 @@ def images_in(paths: Iterable[Path]) -> list[Photograph]:
     photos = []
     for path in paths:
         if path.is_dir():
-            below, others = photographs(str(path), "", key="ccd predict")
+            below, others = photographs(str(path), "", key="PATHS")
             if others:
                 warn(f"ccd predict: passed over in {path}: {in_words(others)}")
             named_so = (printable(os.fsencode(photo.path)) for photo in below)
@@ -91,6 +91,11 @@ def images_in(paths: Iterable[Path]) -> list[Photograph]:
         else:
             raise UserError(f"{printable(os.fsencode(path))} is not there")
     return photos
+
+
+def weights_in(student: Path) -> Path:
+    """A classifier's weights: the file, or the one in a folder of them."""
+    return student / STUDENT.name if student.is_dir() else student
 
 
 def must_be_a_student(weights: Path) -> None:
@@ -155,9 +160,11 @@ def predict_with_cuts(
 ) -> tuple[pd.DataFrame, float | Floats]:
     """What `predict` says, by the classifier's own calibration if wanted, and its own cuts.
 
-    weights: of a trained student, or what `ccd export` wrote, which has both inside.
+    weights: of a trained student, or their folder, or what `ccd export` wrote, which has both
+    inside.
     """
-    if weights.suffix == SUFFIX:
+    weights = weights_in(weights)
+    if weights.suffix.lower() == SUFFIX:
         if not calibrate:
             raise UserError(f"{weights} has its calibration inside: leave --no-calibrate out")
         exported = Exported(weights)

@@ -21,6 +21,7 @@ from stages.runtime.types import Booleans, Floats
 SHOWN = 0.5  # a class of a pseudo-label at least this large is taken to be on the image
 ENOUGH = 10  # answers that count as much as all pseudo-labels of a class
 BINS = 10  # of probabilities, where they are compared with the truth
+APART = 1e-5  # by how much, of itself, a probability is above the next, or they count as one
 LEAST, MOST = 1e-7, 1 - 1e-7  # probabilities, before their logits are taken
 
 
@@ -79,12 +80,14 @@ def expected_share(probabilities: Doubles) -> float:
     """The cut of one class that calls as many of the images as are expected to show it.
 
     probabilities: (images,), whose sum that is. Precision and recall are expected to be equal
-    there. It lies halfway to the next probability, so that the last bits decide nothing.
+    there, or as near as images of one probability allow. It lies halfway to the next probability,
+    so that the last bits decide nothing. A half where all probabilities are one.
     """
     p = np.sort(probabilities)[::-1]
-    if len(p) < 2:
+    ends = np.flatnonzero(parted(p)) + 1
+    if not len(ends):
         return 0.5
-    called = int(np.clip(round(p.sum()), 1, len(p) - 1))
+    called = int(ends[np.abs(ends - p.sum()).argmin()])
     return float((p[called - 1] + p[called]) / 2)
 
 
@@ -96,9 +99,16 @@ def precise(probabilities: Doubles, precision: float) -> float:
     """
     p = np.append(np.sort(probabilities)[::-1], 0.0)
     right = np.cumsum(p[:-1]) / np.arange(1, len(p)) >= precision
-    may_end = p[:-1] > p[1:]  # images of one probability are called together
-    called = int(np.flatnonzero(right & may_end).max(initial=-1)) + 1
+    called = int(np.flatnonzero(right & parted(p)).max(initial=-1)) + 1
     return float(((p[called - 1] if called else 1.0) + p[called]) / 2)
+
+
+def parted(descending: Doubles) -> Booleans:
+    """After which of the probabilities, but the last, calls may end: equal ones are called
+    together.
+    """
+    above: Booleans = descending[:-1] > descending[1:] * (1 + APART)
+    return above
 
 
 def f1_of_each(truth: Floats, called: Booleans) -> Doubles:

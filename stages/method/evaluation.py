@@ -18,9 +18,11 @@ from stages.method.average_precision import (
     mean_average_precision,
     per_class_average_precision,
 )
+from stages.method.closed_form import Doubles
 from stages.method.cuts import SHOWN, calibrated, calibration_error, f1_of_each
 from stages.method.debias import entropy
 from stages.method.metrics import Diagnostics, Judged, Metrics
+from stages.method.verdict import Said
 from stages.runtime.types import Booleans, Floats
 
 Tables = dict[str, pd.DataFrame]
@@ -99,11 +101,22 @@ class Called(NamedTuple):
     per_class: pd.DataFrame
 
 
+def said_by(p: Floats, cuts: pd.DataFrame) -> Doubles:
+    """The student's probabilities (images, classes), calibrated by its cuts, a line a class."""
+    return calibrated(p, *(cuts[of].to_numpy(np.float64) for of in ("scale", "offset")))
+
+
+def called_at(probabilities: Doubles, cuts: pd.DataFrame) -> Booleans:
+    """Which classes calibrated probabilities (images, classes) call."""
+    calls: Booleans = probabilities >= cuts["threshold"].to_numpy()
+    return calls
+
+
 def called(student: pd.DataFrame, cuts: pd.DataFrame, truth: pd.DataFrame) -> Called:
     """The student's calls judged, at its cuts (a line a class) and at 1/2."""
     known, p = align(student, truth)
-    probabilities = calibrated(p, *(cuts[of].to_numpy(np.float64) for of in ("scale", "offset")))
-    f1 = f1_of_each(known, probabilities >= cuts["threshold"].to_numpy())
+    probabilities = said_by(p, cuts)
+    f1 = f1_of_each(known, called_at(probabilities, cuts))
     columns = {"threshold": cuts["threshold"].round(4), "student_F1": np.round(100 * f1, 2)}
     figures: Metrics = {}
     if not np.isnan(f1).all():
@@ -126,9 +139,8 @@ def of_answers(student: pd.DataFrame, cuts: pd.DataFrame, answers: Tables) -> Me
         if not len(told):
             continue
         known, p = align(student, told)
-        p = calibrated(p, *(cuts[of].to_numpy(np.float64) for of in ("scale", "offset")))
         there, judged = known > 0, ~np.isnan(known)
-        calls = (p >= cuts["threshold"].to_numpy()) & judged
+        calls = called_at(said_by(p, cuts), cuts) & judged
         right = int((calls & there).sum())
         counts = {"images": len(told), "answers": int(judged.sum())}
         shares = share("precision", right, int(calls.sum())) | share(
@@ -153,17 +165,18 @@ def _defined(figures: pd.Series) -> dict[str, float | None]:
 
 
 def diagnostics(
-    scores: Tables, train: pd.Series, bias: pd.DataFrame, boxes: pd.DataFrame, doubts: int
+    scores: Tables, said: Said, bias: pd.DataFrame, boxes: pd.DataFrame, doubts: int
 ) -> Diagnostics:
     """What can be said without any ground truth.
 
-    train: ids of the usable training images. doubts: how much speaks against the run.
+    said: of the usable training images. doubts: how much speaks against the run.
     """
-    teacher, student = (
-        scores[key].set_index("image_id").loc[train].to_numpy() for key in ("teacher", "student")
-    )
-    values = {key: values_of(scores[key]) for key in ("initial", "pseudo")} | {"student": student}
-    positives = {key: float((v >= 0.5).sum(axis=1).mean()) for key, v in values.items()}
+    teacher, student = said.teacher, said.student
+    counted = {"initial": values_of(scores["initial"]) >= SHOWN, "pseudo": said.labels >= SHOWN}
+    positives = {
+        key: float(values.sum(axis=1).mean())
+        for key, values in {**counted, "student": said.called}.items()
+    }
     unsure = entropy(teacher).mean() / max(np.log(teacher.shape[1]), 1e-9)
     agreement = (teacher.argmax(axis=1) == student.argmax(axis=1)).mean()
     return {
@@ -171,7 +184,7 @@ def diagnostics(
         "bias_least": round(float(bias["bias"].min()), 4),
         "bias_greatest": round(float(bias["bias"].max()), 4),
         "bias_not_measured": int((~bias["measured"]).sum()),
-        "views_per_image": round(len(boxes) / len(train), 4),
+        "views_per_image": round(len(boxes) / len(student), 4),
         "positives_per_image": {key: round(value, 4) for key, value in positives.items()},
         "teacher_student_top1_agreement": round(float(agreement), 4),
         "doubts": doubts,

@@ -97,7 +97,7 @@ def must_be_installed(key: str) -> None:
         import onnx  # noqa: F401  # only whether it is there: torch's exporter uses it
         import onnxruntime  # noqa: F401  # as above: `session_of` uses it
     except ImportError as error:
-        raise UserError(f"{key}: {error.name} is missing: `pip install '.[onnxruntime]'`") from None
+        raise UserError(f"{key}: {error.name} is missing: `pip install onnx onnxruntime`") from None
 
 
 def graph_of(network: nn.Module, images: Tensor, key: str) -> Graph:

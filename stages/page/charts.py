@@ -175,5 +175,5 @@ def svg(chart: Any) -> str:
         ),
         view=alt.ViewConfig(stroke=None),
     )
-    text: str = vl_convert.vegalite_to_svg(styled.to_dict())
+    text: str = vl_convert.vegalite_to_svg(styled.to_dict(validate=False))
     return text

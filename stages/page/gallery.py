@@ -87,16 +87,21 @@ def said_of_images(of: Evidence) -> Said:
         of.cuts[name].to_numpy(np.float64) for name in ("scale", "offset", "threshold")
     )
     p = calibrated(aligned(of.predictions), scale, offset)
-    change = np.abs(aligned(of.pseudo_labels) - aligned(of.initial_labels))
+    labels, initial = aligned(of.pseudo_labels), aligned(of.initial_labels)
     return Said(
         usable,
         p,
         aligned(of.global_scores),
         p >= cuts,
         aligned(of.ground_truth),
-        np.nan_to_num(change),
+        changed(labels, initial, aligned(of.answers)),
         cuts,
     )
+
+
+def changed(labels: Floats, initial: Floats, answers: Floats) -> Floats:
+    """How far local views moved each label; 0 where there is none, or somebody's answer is it."""
+    return np.where(np.isnan(answers), np.nan_to_num(np.abs(labels - initial)), 0)
 
 
 def gallery(said: Said, classes: list[str], count: int) -> list[Shown]:

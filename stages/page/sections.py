@@ -21,6 +21,7 @@ class Evidence:
     """All that the page is made of: the pipeline's tables, and the figures of the evaluation."""
 
     index: pd.DataFrame
+    answers: pd.DataFrame
     bias: pd.DataFrame
     ground_truth: pd.DataFrame
     global_scores: pd.DataFrame

@@ -96,12 +96,12 @@ def of_label_studio(tasks: list[Any], path: str, classes: list[str]) -> pd.DataF
             if not given:
                 continue
             results = [r["value"]["choices"] for r in given[-1]["result"] if r["type"] == "choices"]
+            chosen = {str(name) for names in results for name in names}
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{KEY} in params.yaml: {path}, task {number} is not as Label Studio's export "
                 f"(JSON) has it: {type(error).__name__} {error}"
             ) from None
-        chosen = {str(name) for names in results for name in names}
         if odd := sorted(chosen - set(classes)):
             raise UserError(f"{path}, task {number}: {odd[0]!r} is none of the classes")
         ids.append(image_id)
@@ -116,7 +116,9 @@ def of_hugging_face(path: str, classes: list[str]) -> pd.DataFrame:
         schema = pq.read_schema(path)
         if missing := {"image_id", "labels"} - set(schema.names):
             raise UserError(f"{where} has no column {min(missing)!r}")
-        if not pa.types.is_list(schema.field("labels").type):
+        labels = schema.field("labels").type
+        kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        if not any(is_one(labels) for is_one in kinds) or pa.types.is_nested(labels.value_type):
             raise UserError(f"{where}: `labels` is no list of classes")
         names = names_of(schema)
         known = pq.read_table(path, columns=["image_id", "labels"])
