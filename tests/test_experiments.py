@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from experiments import ablate, clone, table1, training_free
-from experiments.ablations import Ablation, ablations
+from experiments.ablations import DIVIDED, Ablation, ablations
 from experiments.cdul import Aligned
 from experiments.clone import link, prepare, seed_list, show_experiments, uncommitted
 from experiments.figures import alike
@@ -283,7 +283,7 @@ def test_a_second_update_goes_on_from_the_first_ones_student(few_runs, tmp_path)
     trained.mkdir(parents=True)
     (trained / "student.json").write_text("first")
     ablate.main("extensions", "3")
-    assert few_runs[0] == (3, {"train.stop": "last_epoch"})
+    assert few_runs[0] == (3, DIVIDED | {"train.stop": "last_epoch"})
     [again] = [c for _, c in few_runs if c.get("student.weights") == "classifier"]
     kept = tmp_path / "clone" / again["student.checkpoint"]
     assert (kept / "student.json").read_text() == "first"
