@@ -87,10 +87,10 @@ def run(params: Params, job: Job) -> None:
     of_train = {key: values_of_images(scores[key], train) for key in ("teacher", "student")}
     calls = evaluation.called_at(evaluation.said_by(of_train["student"], cuts), cuts)
     labels = values_of_images(scores["pseudo"], train)
-    said = verdict.Said(**of_train, labels=labels, called=calls)
+    of_run = verdict.Run(**of_train, labels=labels, called=calls)
     divided = params.bias.debias or params.fuse_labels.debias
-    doubts = verdict.doubts(said, bias["measured"].to_numpy() | (not divided), classes)
-    diagnosed = evaluation.diagnostics(scores, said, bias, boxes, len(doubts))
+    doubts = verdict.doubts(of_run, bias["measured"].to_numpy() | (not divided), classes)
+    diagnosed = evaluation.diagnostics(scores, of_run, bias, boxes, len(doubts))
     called = evaluation.called(scores["student"], cuts, judged["test"])
     answers = {split: labelled(rows, told, split) for split in ("train", "test")}
     metrics = evaluation.metrics(ladder, judged, diagnosed) | called.figures

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -302,17 +304,18 @@ def test_what_is_wrong_with_answers_is_said(tmp_path: Path, name: str, content: 
         ({"image_id": ["a"], "labels": [[["dog"]]]}, "`labels` is no list"),
         ({"image_id": ["a"], "labels": [[{"dog": 1}]]}, "`labels` is no list"),
         ({"image_id": ["a", "a"], "labels": [["dog"], []]}, "'a' comes twice"),
+        (pa.table([["a"], [["dog"]], [["dog"]]], ["image_id", "labels", "labels"]), "2 times"),
         (None, "cannot be read"),
     ],
 )
 def test_what_is_wrong_with_answers_of_datasets_is_said(
-    tmp_path: Path, columns: dict[str, list[Any]] | None, why: str
+    tmp_path: Path, columns: dict[str, list[Any]] | pa.Table | None, why: str
 ):
     path = tmp_path / "a.parquet"
     if columns is None:
         path.write_bytes(b"PAR1")
     else:
-        pd.DataFrame(columns).to_parquet(path)
+        pq.write_table(pa.table(columns) if isinstance(columns, dict) else columns, path)
     with pytest.raises(UserError, match=why) as error:
         answers(str(path), CLASSES)
     assert str(path) in str(error.value)

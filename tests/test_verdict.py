@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from stages.artifacts import RESULTS
 from stages.method.cuts import calibrated, cuts_of
-from stages.method.verdict import Doubt, Said, doubts, ordered
+from stages.method.verdict import Doubt, Run, doubts, ordered
 from tests.conftest import ROOT, Project
 
 CLASSES = ["cat", "dog", "cow", "horse"]
@@ -41,7 +41,7 @@ def doubted(
     labels = teacher if labels is None else labels
     cuts = cuts_of(student, labels)
     called = calibrated(student, cuts.scale, cuts.offset) >= cuts.threshold
-    return doubts(Said(teacher, student, labels, called), measured, classes)
+    return doubts(Run(teacher, student, labels, called), measured, classes)
 
 
 def said(*run: np.ndarray) -> list[str]:

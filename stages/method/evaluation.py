@@ -22,7 +22,7 @@ from stages.method.closed_form import Doubles
 from stages.method.cuts import SHOWN, calibrated, calibration_error, f1_of_each
 from stages.method.debias import entropy
 from stages.method.metrics import Diagnostics, Judged, Metrics
-from stages.method.verdict import Said
+from stages.method.verdict import Run
 from stages.runtime.types import Booleans, Floats
 
 Tables = dict[str, pd.DataFrame]
@@ -165,17 +165,17 @@ def _defined(figures: pd.Series) -> dict[str, float | None]:
 
 
 def diagnostics(
-    scores: Tables, said: Said, bias: pd.DataFrame, boxes: pd.DataFrame, doubts: int
+    scores: Tables, run: Run, bias: pd.DataFrame, boxes: pd.DataFrame, doubts: int
 ) -> Diagnostics:
     """What can be said without any ground truth.
 
-    said: of the usable training images. doubts: how much speaks against the run.
+    run: of the usable training images. doubts: how much speaks against the run.
     """
-    teacher, student = said.teacher, said.student
-    counted = {"initial": values_of(scores["initial"]) >= SHOWN, "pseudo": said.labels >= SHOWN}
+    teacher, student = run.teacher, run.student
+    counted = {"initial": values_of(scores["initial"]) >= SHOWN, "pseudo": run.labels >= SHOWN}
     positives = {
         key: float(values.sum(axis=1).mean())
-        for key, values in {**counted, "student": said.called}.items()
+        for key, values in {**counted, "student": run.called}.items()
     }
     unsure = entropy(teacher).mean() / max(np.log(teacher.shape[1]), 1e-9)
     agreement = (teacher.argmax(axis=1) == student.argmax(axis=1)).mean()

@@ -32,7 +32,7 @@ class Doubt(NamedTuple):
     remedy: str
 
 
-class Said(NamedTuple):
+class Run(NamedTuple):
     """Of the training images, (images, classes): the probabilities of teacher and student, the
     pseudo-labels, and what the student's cuts call.
     """
@@ -43,15 +43,15 @@ class Said(NamedTuple):
     called: Booleans
 
 
-def doubts(said: Said, measured: Booleans, classes: list[str]) -> list[Doubt]:
-    """What speaks against a run.
+def doubts(run: Run, measured: Booleans, classes: list[str]) -> list[Doubt]:
+    """What speaks against it.
 
     measured: (classes,), False where the bias was wanted and could not be measured.
     """
     return [
-        *of_teacher(said.teacher, classes),
+        *of_teacher(run.teacher, classes),
         *of_bias(measured, classes),
-        *of_student(said, classes),
+        *of_student(run, classes),
     ]
 
 
@@ -84,15 +84,15 @@ def of_bias(measured: Booleans, classes: list[str]) -> list[Doubt]:
     return [Doubt(what, remedy)]
 
 
-def of_student(said: Said, classes: list[str]) -> list[Doubt]:
+def of_student(run: Run, classes: list[str]) -> list[Doubt]:
     """A student that says the same of every image, or nothing, has not learned."""
     train = "train it longer (optimiser.epoch_steps, train.epochs) or at another optimiser.lr"
-    p, called = said.student, said.called
+    p, called = run.student, run.called
     if not np.ptp(p, axis=0).max(initial=0) > 1e-3:
         return [Doubt("the student says the same of every training image", train)]
     found = []
-    if (share := ordered(p, said.labels)) < LEAST_ORDERED:
-        what = f"the student orders {share:.0%} of the training images as their labels do"
+    if (share := ordered(p, run.labels)) < LEAST_ORDERED:
+        what = f"the student orders {share:.0%} of the pairs of training images as their labels do"
         found.append(Doubt(f"{what}, where a guess orders half of them", train))
     if called.sum(axis=1).mean() < FEW_CALLED:
         what = f"the student calls {called.sum(axis=1).mean():.2f} classes an image"
@@ -103,7 +103,7 @@ def of_student(said: Said, classes: list[str]) -> list[Doubt]:
             f"the student never calls most of the classes: {listed([classes[c] for c in silent])}"
         )
         found.append(Doubt(what, f"leave out what your photographs do not show, or {train}"))
-    agreement = float((said.teacher.argmax(axis=1) == p.argmax(axis=1)).mean())
+    agreement = float((run.teacher.argmax(axis=1) == p.argmax(axis=1)).mean())
     if agreement < LEAST_AGREEMENT:
         what = f"teacher and student have the same first class on {agreement:.0%} of the images"
         found.append(Doubt(what, train))

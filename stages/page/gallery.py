@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from stages.images.decode import read_image
-from stages.method.cuts import calibrated, logits_of
+from stages.method.cuts import logits_of
+from stages.method.evaluation import called_at, said_by
 from stages.method.review import Question, disagreement, surest, take_turns, unsure
 from stages.page.cards import Guess, picture
 from stages.page.sections import Evidence
@@ -83,19 +84,16 @@ def said_of_images(of: Evidence) -> Said:
         found: Floats = table.set_index("image_id").reindex(usable.index)[classes].to_numpy()
         return found
 
-    scale, offset, cuts = (
-        of.cuts[name].to_numpy(np.float64) for name in ("scale", "offset", "threshold")
-    )
-    p = calibrated(aligned(of.predictions), scale, offset)
+    p = said_by(aligned(of.predictions), of.cuts)
     labels, initial = aligned(of.pseudo_labels), aligned(of.initial_labels)
     return Said(
         usable,
         p,
         aligned(of.global_scores),
-        p >= cuts,
+        called_at(p, of.cuts),
         aligned(of.ground_truth),
         changed(labels, initial, aligned(of.answers)),
-        cuts,
+        of.cuts["threshold"].to_numpy(np.float64),
     )
 
 

@@ -114,8 +114,10 @@ def of_hugging_face(path: str, classes: list[str]) -> pd.DataFrame:
     where = f"{KEY} in params.yaml: {path}"
     try:
         schema = pq.read_schema(path)
-        if missing := {"image_id", "labels"} - set(schema.names):
-            raise UserError(f"{where} has no column {min(missing)!r}")
+        for name in ("image_id", "labels"):
+            if (times := schema.names.count(name)) != 1:
+                has = f"the column {name!r} {times} times" if times else f"no column {name!r}"
+                raise UserError(f"{where} has {has}")
         labels = schema.field("labels").type
         kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
         if not any(is_one(labels) for is_one in kinds) or pa.types.is_nested(labels.value_type):
