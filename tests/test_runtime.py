@@ -94,7 +94,7 @@ def test_blocks_of_a_run_that_was_killed_are_used_by_an_edited_runtime(project: 
     ("file", "line", "stages"),
     [
         ("training/augment.py", "def strong(", {"warmup", "cam_boxes", "train"}),
-        ("method/evaluation.py", "def micro_average_precision(", {"evaluate"}),
+        ("method/evaluation.py", "def micro_average_precision(", {"evaluate", "report"}),
         ("storage/version.py", "RUNTIME = 1", set(STAGES)),
         ("images/decode.py", "def decode(", set(STAGES) - {
             "check", "ground_truth", "answers", "weights", "class_text", "bias", "fuse_labels"
