@@ -1,6 +1,6 @@
 """The benchmark: prints a table, and writes `bench/results.json`.
 
-python -m bench         `make bench`: 25 to 35 minutes on two cores
+python -m bench         `make bench`: 30 to 45 minutes on two cores
 python -m bench --rows abcd --model RN50x64-quickgelu --images 256 --results bench/gpu.json
 """
 
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import typer
 
-from bench import engines, speed, whole
+from bench import engines, predicting, speed, whole
 from bench.speed import Row
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -33,7 +33,7 @@ def main(
     views: Annotated[int, typer.Option(help="Local views of each.")] = 5,
     rounds: Annotated[int, typer.Option(help="Alternate measurements.")] = 5,
     most: Annotated[int, typer.Option(help="Photographs for row f, at most.")] = 100_000,
-    rows: Annotated[str, typer.Option(help="Which rows, as letters.")] = "abcdefghi",
+    rows: Annotated[str, typer.Option(help="Which rows, as letters.")] = "abcdefghij",
     results: Annotated[Path, typer.Option(help="Where to write the figures.")] = RESULTS,
 ) -> None:
     """Measure the pipeline against the bare model, and show the ratios."""
@@ -91,6 +91,8 @@ def measured(
         yield from whole.ranks(folder, rounds)
     if "i" in rows:
         yield from engines.compare_engines(folder / "engines", rounds)
+    if "j" in rows:
+        yield from predicting.compare_predictions(folder / "students", rounds)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from PIL import Image
 
 from demo.scenes import draw_photo
 from stages.images.decode import inspect
+from stages.images.normalise import IMAGENET_MEAN, IMAGENET_STD
+from stages.models.student import StudentConfig
 from stages.models.weights import TeacherNote, save_weights
 from stages.storage.provenance import write_sums
 
@@ -46,6 +48,23 @@ def write_teacher(folder: Path, model: str) -> None:
     save_weights(folder / "open_clip_model.safetensors", made.state_dict(), TeacherNote())
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     write_sums(folder)
+
+
+def config_of_student(arch: str, size: int, precision: str) -> StudentConfig:
+    """Of a student of 20 classes with random weights."""
+    return StudentConfig(
+        arch=arch,
+        output_stride=32,
+        weights="random",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        batch_norm="batch",
+        boost=1.0,
+        head="library",
+        precision=precision,
+        size=size,
+        classes=tuple(map(str, range(20))),
+    )
 
 
 def boxes_of(photos: pd.DataFrame, each: int) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.made_up import boxes_of, write_photos, write_teacher
+from bench.made_up import boxes_of, config_of_student, write_photos, write_teacher
 from bench.published import look_at_crops
 from stages.images.crops import CropRule
 from stages.images.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -24,7 +24,7 @@ from stages.method.objective import Objective, consistency_loss, label_loss
 from stages.models.attention import interpolate_positions
 from stages.models.device import block_size, device
 from stages.models.embedding import box_views, embed_views, whole_image_views
-from stages.models.student import StudentConfig, build_student, logits_of
+from stages.models.student import build_student, logits_of
 from stages.models.teacher import Teacher
 from stages.runtime.job import Job
 from stages.runtime.params import Optimiser
@@ -181,19 +181,7 @@ def training(
     where = device()
     batch = 16
     photos = write_photos(folder / arch, images)
-    config = StudentConfig(
-        arch=arch,
-        output_stride=32,
-        weights="random",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        batch_norm="batch",
-        boost=1.0,
-        head="library",
-        precision=precision,
-        size=size,
-        classes=tuple(map(str, range(20))),
-    )
+    config = config_of_student(arch, size, precision)
     labels = torch.rand(images, 20, generator=torch.Generator().manual_seed(0))
     settings = Optimiser(batch=batch, epoch_steps=0, lr=1e-5, head_lr_factor=10, held_out=0)
     recipe = Recipe(1, settings, 0, positive=0.5, consistency=1.0, jitter=(0.5,) * 4)

@@ -10,7 +10,7 @@ import open_clip
 import pytest
 
 from bench import __main__ as bench
-from bench import engines
+from bench import engines, predicting
 from tests.conftest import TINY_CLIP
 
 
@@ -49,3 +49,16 @@ def test_engines_are_compared_each_in_a_process_of_its_own(
         for other in ("ONNX Runtime", "plain torch")
     ]
     assert all(row["ratio"] > 0 for row in found)
+
+
+@pytest.mark.slow
+def test_both_ways_to_ask_a_student_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CCD_DEVICE", "cpu")
+    monkeypatch.setattr(predicting, "STUDENTS", {"resnet18": (64, 20)})
+    found = list(predicting.compare_predictions(tmp_path / "students", rounds=1))
+    assert [row["row"] for row in found] == [
+        "j: predict by torch, resnet18 at 64, ÷ bare student",
+        "j: predict by export, resnet18 at 64, ÷ bare student",
+        "j: predict by export, resnet18 at 64, ÷ bare export",
+    ]
+    assert all(float(str(row["ratio"])) > 0 for row in found)

@@ -19,7 +19,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageCms
 
-from stages.command.exported import Exported
+from stages.command.exported import PLACE, Exported, export_of, made_of, notes_beside
+from stages.runtime import machine
 from stages.runtime.code import ROOT
 from stages.runtime.errors import UserError
 from tests.conftest import CHROMIUM, MINI_CLASSES, Project
@@ -162,22 +163,89 @@ def test_predict_asks_an_exported_classifier_as_it_asks_the_student(
     assert [list(names) for names in ours["labels"]] == [list(names) for names in theirs["labels"]]
 
 
+ALONE = """
+import resource, sys
+from stages.command.cli import app
+sys.argv = ["ccd", "predict", "photos/test/00000.jpg", *sys.argv[1:]]
+try: app()
+except SystemExit as end: assert not end.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+print("torch" in sys.modules, used.ru_utime + used.ru_stime)
+"""
+
+
+def asked_alone(project: Project, *words: str) -> tuple[bool, float, str]:
+    """Whether a process wanted torch, its seconds of processor time, and what it warned of."""
+    done = project.run(sys.executable, "-c", ALONE, *words)
+    assert "photos/test/00000.jpg" in done.stdout
+    torch, seconds = done.stdout.splitlines()[-1].split()
+    return torch == "True", float(seconds), done.stderr
+
+
 def test_an_exported_classifier_is_asked_without_torch_and_at_once(
     finished: Project, exported: Path
 ):
-    code = (
-        "import resource, sys\n"
-        "from stages.command.cli import app\n"
-        f"sys.argv = ['ccd', 'predict', 'photos/test/00000.jpg', '--student', {str(exported)!r}]\n"
-        "try: app()\n"
-        "except SystemExit as end: assert not end.code\n"
-        "assert 'torch' not in sys.modules\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print(used.ru_utime + used.ru_stime)\n"
-    )
-    done = finished.run(sys.executable, "-c", code)
-    assert "photos/test/00000.jpg" in done.stdout
-    assert float(done.stdout.splitlines()[-1]) < 2
+    torch, seconds, _ = asked_alone(finished, "--student", str(exported))
+    assert not torch
+    assert seconds < 2
+
+
+def test_what_was_exported_is_asked_in_the_students_place(project: Project):
+    project.run("ccd", "predict", "photos", "-o", "torch.parquet")
+    project.run("ccd", "export")
+    torch, seconds, said = asked_alone(project)
+    assert not torch
+    assert "ccd:" not in said
+    assert seconds < 2
+    project.run("ccd", "predict", "photos", "-o", "onnx.parquet")
+    theirs, ours = (pd.read_parquet(project / f"{name}.parquet") for name in ("torch", "onnx"))
+    columns = list(MINI_CLASSES)
+    assert ours[columns].to_numpy() == pytest.approx(theirs[columns].to_numpy(), abs=1e-4)
+    assert asked_alone(project, "--no-calibrate")[0]
+    assert project.repro() == []
+    (project / "data/thresholds.parquet").unlink()
+    torch, _, said = asked_alone(project)
+    assert torch
+    assert "classifier.onnx is of another classifier and not used" in said
+
+
+@pytest.mark.parametrize("changed", ["student", "cuts", "notes", "nothing"])
+def test_what_was_exported_of_another_classifier_is_not_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changed: str,
+):
+    monkeypatch.chdir(tmp_path)
+    student, cuts = Path("student"), Path("cuts")
+    student.write_bytes(b"weights")
+    cuts.write_bytes(b"cuts")
+    assert export_of(student, cuts) is None
+    PLACE.parent.mkdir()
+    PLACE.touch()
+    notes = notes_beside(PLACE)
+    notes.write_text(json.dumps({"made_of": made_of(student, cuts)}))
+    (notes if changed == "notes" else Path(changed)).write_bytes(b"[]")
+    same = changed == "nothing"
+    assert export_of(student, cuts) == (PLACE if same else None)
+    said = capsys.readouterr().err
+    assert (f"{PLACE} is of another classifier and not used: `ccd export` writes" in said) != same
+    notes.write_text(json.dumps({"made_of": made_of(student, None)}))
+    assert export_of(student, None) == PLACE
+    assert export_of(student, cuts) is None
+
+
+def test_what_was_exported_is_not_asked_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.path.exists", lambda path: path == "/dev/nvidiactl")
+    monkeypatch.delenv("CCD_DEVICE", raising=False)
+    assert not machine.is_without_gpu()
+    monkeypatch.setenv("CCD_DEVICE", "cpu")
+    assert machine.is_without_gpu()
+    monkeypatch.setenv("CCD_DEVICE", "cuda:1")
+    assert not machine.is_without_gpu()
+    monkeypatch.delenv("CCD_DEVICE")
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    assert machine.is_without_gpu()
 
 
 NOTES = {"classes": '["a", "b"]', "thresholds": "[0.5, 0.5]", "size": "4"}

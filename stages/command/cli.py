@@ -113,7 +113,8 @@ def predict(
     if output is not None:
         place_for(output)
     with one_line():
-        from stages.command.predict import content, images_in, named, predict_with_cuts
+        from stages.command.predict import images_in, named, predict_with_cuts
+        from stages.command.predict_files import content
 
         table, own = predict_with_cuts(images_in(paths), student, max_pixels, calibrate)
         table.insert(3, "labels", named(table, own if threshold is None else threshold, top or 0))
@@ -129,31 +130,37 @@ def predict(
 
 @app.command()
 def export(
-    output: Annotated[Path, typer.Argument(help="The file to write, such as classifier.onnx.")],
+    output: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The file to write; by default data/classifier.onnx, which `ccd predict` asks."
+        ),
+    ] = None,
     student: Annotated[
         Path, typer.Option(help="Its weights, their .json beside them, or the folder.")
     ] = STUDENT,
 ) -> None:
     """Write the classifier as an ONNX file, with its names, cuts and normalisation inside."""
-    place_for(output)
-    if output.suffix.lower() != ".onnx":
-        fail(f"{output}: its name should end in .onnx", code=2)
-    beside = output.with_name(f"{output.name}.json")
+    if output is not None:
+        place_for(output)
+        if output.suffix.lower() != ".onnx":
+            fail(f"{output}: its name should end in .onnx", code=2)
     with one_line():
-        from stages.command.predict import cuts_for, must_be_a_student, weights_in
+        from stages.command.exported import PLACE, SUFFIX, notes_beside
+        from stages.command.predict import must_be_a_student, thresholds_for, weights_in
 
         student = weights_in(student)
-        if student.suffix.lower() == ".onnx":
+        if student.suffix.lower() == SUFFIX:
             fail(f"{student} is exported already: name the weights that it was made of", 2)
         must_be_a_student(student)
+        output = output or PLACE
+        place_for(output)
         from stages.command.export import export as exported
 
-        content, notes = exported(student, cuts_for(student))
-        write_all_whole({output: content, beside: notes})
-    typer.echo(
-        clean(f"{output}: `images` in, `probabilities` out; its properties say the rest, as")
-    )
-    typer.echo(clean(f"does {beside}, for engines that do not give them out."))
+        content, notes = exported(student, thresholds_for(student))
+        write_all_whole({output: content, notes_beside(output): notes})
+    typer.echo(clean(f"{output}: `images` in, `probabilities` out, the rest in its properties"))
+    typer.echo(clean(f"{notes_beside(output)}: the same, for engines that do not give those out"))
 
 
 @app.command()

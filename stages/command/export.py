@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.command.exported import made_of
+from stages.command.predict import cuts_in
 from stages.method.cuts import MOST, Cuts
 from stages.method.cuts import logits_of as logits_of_probabilities
 from stages.models.engine import OPSET, must_be_installed, unprinted
@@ -53,15 +55,16 @@ class Deployed(nn.Module):
         return (logits * self.scale + self.offset).sigmoid()
 
 
-def export(weights: Path, cuts: Cuts | None) -> tuple[bytes, bytes]:
+def export(weights: Path, thresholds: Path | None) -> tuple[bytes, bytes]:
     """The content of an ONNX file of a classifier, and of a JSON file with the notes in it.
 
-    cuts: its own; without them probabilities are as the student says them, and cut at a half. Some
-    engines, such as a browser's, do not give out what an ONNX file holds beside its graph, so the
-    notes are also by themselves. Raises `UserError` where ONNX Runtime would say something else
-    than torch.
+    thresholds: the file of its own cuts; without it probabilities are as the student says them, and
+    cut at a half. Some engines, such as a browser's, do not give out what an ONNX file holds beside
+    its graph, so the notes are also by themselves. Raises `UserError` where ONNX Runtime would say
+    something else than torch.
     """
     must_be_installed("ccd export")
+    cuts = None if thresholds is None else cuts_in(thresholds)
     student = Student.load(weights, "cpu")
     if student.config.arch.startswith("vit_"):  # the grid of its positions is computed, not traced
         raise UserError(f"ccd export: {student.config.arch} cannot be exported")
@@ -95,12 +98,13 @@ def export(weights: Path, cuts: Cuts | None) -> tuple[bytes, bytes]:
         raise UserError(
             f"ccd export: {student.config.arch} cannot be exported: {reason(error)}"
         ) from None
-    thresholds = [0.5] * len(classes) if cuts is None else cuts.threshold.tolist()
+    at = [0.5] * len(classes) if cuts is None else cuts.threshold.tolist()
     notes = {
         "about": ABOUT,
         "classes": list(classes),
-        "thresholds": [round(float(t), 6) for t in thresholds],
+        "thresholds": [round(float(t), 6) for t in at],
         "size": size,
+        "made_of": made_of(weights, thresholds),
     }
     said = with_notes(
         content.getvalue(),

@@ -1,12 +1,11 @@
 """The trained student at work on new images, alone: no CLIP, no index, no DVC.
 
 Torch takes seconds to import, and scipy a part of one, so that what is wrong with a command is said
-before. An exported classifier is asked without either.
+before. An exported classifier is asked without either, and answers faster on a processor.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterable
@@ -22,14 +21,14 @@ import pandas as pd
 from PIL import Image
 
 from stages.artifacts import STUDENT, THRESHOLDS
-from stages.command.exported import SUFFIX, Exported
+from stages.command.exported import SUFFIX, Exported, export_of
 from stages.images.decode import SUFFIXES, BadImage, decode_in_turn, read_regular
 from stages.runtime import machine
-from stages.runtime.errors import UserError, clean
+from stages.runtime.errors import UserError
 from stages.runtime.progress import meter, warn
 from stages.runtime.types import Floats
 from stages.sources.folder import REMEDY, in_words, photographs
-from stages.sources.photograph import Photograph, is_formula, printable
+from stages.sources.photograph import Photograph, printable
 from stages.storage.provenance import file_digest
 from stages.storage.tables import read_table
 
@@ -115,23 +114,30 @@ def must_be_a_student(weights: Path) -> None:
         raise UserError(f"{weights} is no trained student: its .json names no `classes`")
 
 
-def cuts_for(weights: Path) -> Cuts | None:
-    """The cuts that belong to this classifier, or None: they lie beside it, or where the stage
-    `thresholds` puts them.
-    """
-    if not weights.exists():
-        return None
-    from stages.method.cuts import Cuts
-
+def thresholds_for(weights: Path) -> Path | None:
+    """The file of a classifier's own cuts, beside it or in the stage's place, or None."""
     for path in (weights.with_name(THRESHOLDS.path.name), THRESHOLDS.path):
         if path.exists():
-            table, note = read_table(replace(THRESHOLDS, path=path))
+            _, note = read_table(replace(THRESHOLDS, path=path))
             if note["student"] == file_digest(weights):
-                of = {name: table[name].to_numpy() for name in Cuts._fields}
-                return Cuts(**of)
+                return path
             warn(f"ccd: {path} is of another classifier and not used")
     warn(f"ccd: no {THRESHOLDS.path.name} for this classifier: cut at 1/2, not calibrated")
     return None
+
+
+def cuts_for(weights: Path) -> Cuts | None:
+    """The cuts that are a classifier's own, or None."""
+    thresholds = thresholds_for(weights)
+    return None if thresholds is None else cuts_in(thresholds)
+
+
+def cuts_in(thresholds: Path) -> Cuts:
+    """The cuts that a file holds."""
+    from stages.method.cuts import Cuts
+
+    table, _ = read_table(replace(THRESHOLDS, path=thresholds))
+    return Cuts(**{name: table[name].to_numpy() for name in Cuts._fields})
 
 
 def predict(
@@ -161,17 +167,23 @@ def predict_with_cuts(
     """What `predict` says, by the classifier's own calibration if wanted, and its own cuts.
 
     weights: of a trained student, or their folder, or what `ccd export` wrote, which has both
-    inside.
+    inside. What it wrote to its own place is asked instead, where there is no GPU.
     """
     weights = weights_in(weights)
-    if weights.suffix.lower() == SUFFIX:
-        if not calibrate:
-            raise UserError(f"{weights} has its calibration inside: leave --no-calibrate out")
-        exported = Exported(weights)
-        return said_by(exported, images, max_pixels), exported.thresholds
-    must_be_a_student(weights)
-    cuts = cuts_for(weights) if calibrate else None
-    return predict(images, weights, max_pixels, cuts), 0.5 if cuts is None else cuts.threshold
+    if weights.suffix.lower() != SUFFIX:
+        must_be_a_student(weights)
+        thresholds = thresholds_for(weights) if calibrate else None
+        wanted = calibrate and machine.is_without_gpu()
+        beside = export_of(weights, thresholds) if wanted else None
+        if beside is None:
+            cuts = None if thresholds is None else cuts_in(thresholds)
+            own = 0.5 if cuts is None else cuts.threshold
+            return predict(images, weights, max_pixels, cuts), own
+        weights = beside
+    elif not calibrate:
+        raise UserError(f"{weights} has its calibration inside: leave --no-calibrate out")
+    exported = Exported(weights)
+    return said_by(exported, images, max_pixels), exported.thresholds
 
 
 def said_by(classifier: Classifier, images: list[Photograph], max_pixels: int) -> pd.DataFrame:
@@ -244,48 +256,3 @@ def named(table: pd.DataFrame, threshold: float | Floats, top: int = 0) -> list[
         [str(classes[c]) for c in row if usable[n] and (top or above[n, c])]
         for n, row in enumerate(order)
     ]
-
-
-def content(table: pd.DataFrame, form: str) -> bytes:
-    """Of a file of that form: text, json, csv or parquet. The table has its `labels` fourth."""
-    if form == "parquet":
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        return buffer.getvalue()
-    return {"text": as_text, "csv": as_csv, "json": as_json}[form](table).encode()
-
-
-def as_text(table: pd.DataFrame) -> str:
-    """A line an image: its names with their probabilities."""
-    width = min(max((len(str(image)) for image in table["image"]), default=0), 60)
-    lines = []
-    for row in table.to_dict("records"):
-        said = ", ".join(f"{name} {row[name]:.2f}" for name in row["labels"]) or "–"
-        if row["status"] != "ok":
-            said = f"({row['status']})"
-        lines.append(clean(f"{row['image']:<{width}}  {said}") + "\n")
-    return "".join(lines)
-
-
-def as_csv(table: pd.DataFrame) -> str:
-    """CSV, in which no cell of text is a formula for a spreadsheet; labels are parted by `; `."""
-
-    def safe(text: str, front: str = "'") -> str:
-        return f"{front}{text}" if is_formula(text) else text
-
-    table = table.rename(columns=safe)
-    table["image"] = [safe(path, front="./") for path in table["image"]]  # the same path
-    table["error"] = [safe(error) for error in table["error"]]
-    table["labels"] = [safe("; ".join(names)) for names in table["labels"]]
-    return str(table.to_csv(index=False))
-
-
-def as_json(table: pd.DataFrame) -> str:
-    """A list, an object an image."""
-    stated = [*STATED, "labels"]
-    rows = []
-    for row in table.to_dict("records"):
-        known = {name: round(float(p), 4) for name, p in row.items() if name not in stated}
-        said = {key: row[key] for key in stated}
-        rows.append(said | {"probabilities": known if row["status"] == "ok" else None})
-    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"

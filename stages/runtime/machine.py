@@ -41,6 +41,17 @@ def may_use_gpu() -> bool:
     return os.environ.get("CCD_DEVICE", "cuda").startswith("cuda") and torch.cuda.is_available()
 
 
+def is_without_gpu() -> bool:
+    """Whether networks will run on the processor, as far as can be seen without torch."""
+    asked = os.environ.get("CCD_DEVICE")
+    drivers = (
+        "/dev/nvidiactl",
+        "/dev/kfd",
+        "/dev/dxg",
+    )  # NVIDIA's, AMD's, and of a Windows beneath
+    return asked == "cpu" or (asked is None and not any(map(os.path.exists, drivers)))
+
+
 def keep_memory(keep: bool = True) -> None:
     """Let the C library keep what a network's pass frees for the next pass, where it can be told.
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from stages.command.predict import as_csv
+from stages.command.predict_files import as_csv
 from stages.images.decode import inspect
 from stages.index import photographs
 from stages.runtime.code import ROOT
