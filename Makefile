@@ -26,13 +26,13 @@ demo: $(VENV)/installed .dvc/config.local
 install: $(VENV)/installed .dvc/config.local
 
 test: $(VENV)/installed-dev lint
-	pytest -n auto --dist loadgroup -m "$(MARKED)"
+	pytest -n auto -m "$(MARKED)"
 
 quick: $(VENV)/installed-dev
 	pytest -n auto -m "not pipeline and not slow and not long"
 
 faults: $(VENV)/installed-dev
-	pytest -n auto --dist loadgroup $(ONLY) tests/faults
+	pytest -n auto $(ONLY) tests/faults
 
 deps: $(VENV)/installed
 	python -m stages.command.deps

@@ -261,6 +261,27 @@ def as_ordinary_processes(project: Project) -> Project:
     return Project(project.root, project.environment | {"PATH": path})
 
 
+# files whose tests share what takes long to make: one worker has all of them. (The groups of
+# pytest-xdist 3.8 are lost with pytest 9.2.)
+TOGETHER = (
+    "test_export", "test_init", "test_official", "test_photographs", "test_report_in_a_browser",
+    "test_resume", "test_review",
+)  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """A test at a time to each worker, but for the files that stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if Path(file).stem in TOGETHER else nodeid
+
+    return Scheduler(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`make quick` leaves out what runs a pipeline."""
     for item in items:

@@ -71,9 +71,6 @@ QUIRKS = {
 }
 
 
-pytestmark = pytest.mark.xdist_group("official")  # one worker makes the project for all
-
-
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> Project:
     """A finished project with the script's ways, of more than a hundred training images."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bench.whole import WATCH
 from demo.scenes import draw_photo
-from tests.conftest import MINI, Project, as_ordinary_processes, edit_params, lay_out
+from tests.conftest import MINI, Project, edit_params, lay_out
 from tests.faults.test_images import BAD
 from tests.test_dvc_yaml import STAGES
 
-MOST = 1.3  # of the peak with a tenth of the files
 FILES = int(os.environ.get("SOAK_FILES", "10000"))
+MOST = 20 + FILES / 250  # MB more than with a tenth of the files: blocks that are full, and tables
 BRIEF = {"warmup.epochs": 1, "train.epochs": 1, "source.max_bad_share": 0.2}
 
 
@@ -39,16 +37,30 @@ def collection(root: Path, count: int, warm: dict[str, str]) -> Project:
             pixels = drawn[number % 50].copy()
             pixels[rng.integers(0, 60), rng.integers(0, 60)] = rng.integers(0, 255, 3)
             Image.fromarray(pixels).save(path, quality=80)
-    return as_ordinary_processes(Project(root, warm))
+    return Project(root, warm)
+
+
+# what a process begins with, the libraries, does not count
+WATCH = """
+import re, runpy, sys
+def megabytes(key):
+    return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+before = megabytes("VmRSS")
+try: runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+except SystemExit as end: assert not end.code
+print(megabytes("VmHWM") - before)
+"""
 
 
 def peaks(project: Project) -> dict[str, int]:
-    """The most memory of each stage's process, in kilobytes."""
+    """The most memory that each stage took, in MB."""
+    (project / "watch.py").write_text(WATCH)
     found = {}
     for stage in STAGES:
-        command = (sys.executable, "-c", WATCH, sys.executable, "-m", f"stages.{stage}")
+        command = ("python", "-m", "watch", f"stages.{stage}")
         done = project.run(*command, CCD_CACHE_GB="0", CCD_WORKERS="0")
-        found[stage] = int(done.stdout.splitlines()[-1])
+        found[stage] = round(float(done.stdout.split()[-1]))
     return found
 
 
@@ -58,10 +70,7 @@ def test_ten_times_as_many_files_take_no_more_memory_and_each_is_accounted_for(
 ):
     few, many = (collection(tmp_path / str(n), n, warm) for n in (FILES // 10, FILES))
     of_few, of_many = peaks(few), peaks(many)
-    ratios = {stage: round(of_many[stage] / of_few[stage], 2) for stage in STAGES}
-    print(f"peak of {FILES} files / of a tenth:", ratios, "MB:", {
-        stage: kb >> 10 for stage, kb in of_many.items()
-    })  # fmt: skip
+    print({stage: (of_few[stage], of_many[stage]) for stage in STAGES})
     index = pd.read_parquet(many / "data/index.parquet")
     assert len(index) == FILES
     bad = index["status"] != "ok"
@@ -69,4 +78,4 @@ def test_ten_times_as_many_files_take_no_more_memory_and_each_is_accounted_for(
     assert (index.loc[bad, "error"] != "").all()
     predicted = pd.read_parquet(many / "data/predictions.parquet")
     assert predicted["image_id"].tolist() == index.loc[~bad, "image_id"].tolist()
-    assert max(ratios.values()) <= MOST, ratios
+    assert {stage for stage in STAGES if of_many[stage] - of_few[stage] > MOST} == set()

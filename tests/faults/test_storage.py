@@ -156,7 +156,7 @@ def test_what_is_edited_between_crash_and_rerun_counts_as_if_nothing_had_crashed
     crashed, calm = (Project(tmp_path / name, finished.environment) for name in ("crashed", "calm"))
     for one in (crashed, calm):
         shutil.copytree(laid_out, one.root)
-    crashed.repro("index")
+    crashed.repro("index", "class_text")  # and so the teacher's weights
     cold = as_ordinary_processes(crashed)
     process = subprocess.Popen(
         ["dvc", "repro"],
