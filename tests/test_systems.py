@@ -79,12 +79,17 @@ def patterns() -> Tensor:
 
 
 def learned(
-    head: nn.Module, objective: Objective, maps: Tensor, truth: Tensor, epochs: int = 12
+    head: nn.Module,
+    objective: Objective,
+    maps: Tensor,
+    truth: Tensor,
+    epochs: int = 12,
+    rate: float = 5e-3,
 ) -> float:
     """Mean average precision on the second half, learned from the first half of the maps."""
     half = len(maps) // 2
     every = [*head.parameters(), *objective.parameters()]
-    optimiser = torch.optim.Adam([p for p in every if p.requires_grad], 5e-3)
+    optimiser = torch.optim.Adam([p for p in every if p.requires_grad], rate)
     for epoch in range(1, epochs + 1):
         head.train()
         for rows in torch.split(torch.randperm(half), 16):
@@ -131,7 +136,8 @@ def test_tailorclips_head_learns_labels():
     maps, truth = toy(patterns())
     head = tailorclip.Head(FEATURES, 3, CLASSES)
     assert head(maps[:3]).shape == (3, CLASSES)
-    assert learned(head, Objective(truth[:200]), maps, truth) > 90
+    # a decoder of a transformer's is unsteady at the others' rate: 69 to 96 of six seeds, for 99
+    assert learned(head, Objective(truth[:200]), maps, truth, rate=1e-3) > 90
 
 
 @pytest.mark.parametrize("name", ["sst", "sarb"])

@@ -41,7 +41,7 @@ IN_A_PROJECT = [
     ("ccd predict photos --top 1 --threshold 0.5", 2, "give one of them"),
     ("ccd predict photos --max-pixels 0", 2, "'--max-pixels'"),
     ("ccd predict empty", 1, ".webp) below empty"),
-    ("ccd export", 2, "Missing argument 'output'"),
+    ("ccd export a.onnx b.onnx", 2, "unexpected extra argument"),
     ("ccd export photos", 2, "photos is a folder: name a file in it"),
     ("ccd export a.onx", 2, "its name should end in .onnx"),
     ("ccd export a.onnx --student b.onnx", 2, "b.onnx is exported already"),

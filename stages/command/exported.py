@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.runtime.errors import UserError
+from stages.runtime.errors import UserError, ours
 from stages.runtime.progress import warn
 from stages.runtime.types import Floats
 from stages.storage.provenance import file_digest
@@ -74,6 +74,8 @@ class Exported:
             session = session_of(path)
             notes = session.get_modelmeta().custom_metadata_map
         except Exception as error:  # of its own kinds, all of which mean a file that is no model
+            if ours(error):
+                raise
             text = " ".join(str(error).split())[:150]
             raise UserError(f"{path} is damaged, or no ONNX file: {text}") from None
         others = f"{path} is not of `ccd export`: its names, cuts or graph are others"
