@@ -19,7 +19,10 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageCms
 
-from stages.command.exported import PLACE, Exported, export_of, made_of, notes_beside
+from stages.command import export, predict
+from stages.command.exported import PLACE, Exported, export_of, made_of
+from stages.command.predict import images_in
+from stages.method.cuts import Cuts
 from stages.runtime import machine
 from stages.runtime.code import ROOT
 from stages.runtime.errors import UserError
@@ -135,6 +138,7 @@ def test_a_browser_says_what_predict_says_of_every_photograph(
         (["photos"], 2, "photos is a folder"),
         (["gone/a.onnx"], 2, "there is no folder gone"),
         (["a.onnx", "--student", "gone.safetensors"], 1, "gone.json is not there"),
+        (["--student", "gone.safetensors"], 2, "is not the pipeline's own: name the file to write"),
         (["a.onnx", "--student", "README.md"], 1, "README.json is not there"),
     ],
 )
@@ -209,33 +213,96 @@ def test_what_was_exported_is_asked_in_the_students_place(project: Project):
     assert "classifier.onnx is of another classifier and not used" in said
 
 
-@pytest.mark.parametrize("changed", ["student", "cuts", "notes", "nothing"])
-def test_what_was_exported_of_another_classifier_is_not_asked(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    changed: str,
-):
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A student and its cuts, as far as digests know them, and their export in its place."""
     monkeypatch.chdir(tmp_path)
-    student, cuts = Path("student"), Path("cuts")
+    student, cuts = Path("student.safetensors"), Path("cuts")
     student.write_bytes(b"weights")
     cuts.write_bytes(b"cuts")
-    assert export_of(student, cuts) is None
+    student.with_suffix(".json").write_text('{"precision": "float32"}')
     PLACE.parent.mkdir()
-    PLACE.touch()
-    notes = notes_beside(PLACE)
-    notes.write_text(json.dumps({"made_of": made_of(student, cuts)}))
-    (notes if changed == "notes" else Path(changed)).write_bytes(b"[]")
-    same = changed == "nothing"
-    assert export_of(student, cuts) == (PLACE if same else None)
+    PLACE.write_bytes(model(NOTES | {"made_of": json.dumps(made_of(student, cuts))}))
+    return student, cuts
+
+
+@pytest.mark.parametrize("changed", ["student.safetensors", "student.json", "cuts", PLACE])
+def test_what_was_exported_of_another_classifier_is_not_asked(
+    left: tuple[Path, Path], capsys: pytest.CaptureFixture[str], changed: str
+):
+    assert export_of(*left) is not None
+    assert capsys.readouterr().err == ""
+    path = Path(changed)
+    path.write_bytes(model(NOTES) if changed == PLACE else path.read_bytes() + b" ")
+    assert export_of(*left) is None
     said = capsys.readouterr().err
-    assert (f"{PLACE} is of another classifier and not used: `ccd export` writes" in said) != same
-    notes.write_text(json.dumps({"made_of": made_of(student, None)}))
-    assert export_of(student, None) == PLACE
+    assert f"{PLACE} is of another classifier and not used: `ccd export` writes" in said
+
+
+def test_an_export_without_cuts_is_of_a_classifier_without(left: tuple[Path, Path]):
+    student, _ = left
+    assert export_of(student, None) is None
+    PLACE.write_bytes(model(NOTES | {"made_of": json.dumps(made_of(student, None))}))
+    assert export_of(student, None) is not None
+    assert export_of(*left) is None
+
+
+@pytest.mark.parametrize("fault", ["damaged", "no onnxruntime"])
+def test_where_an_export_cannot_be_run_torch_is_asked(
+    left: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+):
+    if fault == "damaged":
+        PLACE.write_bytes(PLACE.read_bytes()[:-40])
+    else:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert export_of(*left) is None
+    assert "; torch is asked instead" in capsys.readouterr().err
+
+
+def test_a_student_in_half_precision_is_not_replaced_by_its_export(left: tuple[Path, Path]):
+    student, cuts = left
+    student.with_suffix(".json").write_text('{"precision": "bfloat16"}')
+    PLACE.write_bytes(model(NOTES | {"made_of": json.dumps(made_of(student, cuts))}))
     assert export_of(student, cuts) is None
 
 
-def test_what_was_exported_is_not_asked_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch):
+def test_a_classifier_that_changes_while_it_is_exported_is_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(project.root)
+    weights, thresholds = Path("data/classifier/student.safetensors"), Path("data/cuts.parquet")
+    shutil.copy("data/thresholds.parquet", thresholds)
+    read = export.cuts_in
+
+    def meanwhile(path: Path) -> Cuts:
+        cuts = read(path)
+        with path.open("ab") as file:
+            file.write(b" ")
+        return cuts
+
+    monkeypatch.setattr(export, "cuts_in", meanwhile)
+    with pytest.raises(UserError, match="changed meanwhile: export again"):
+        export.export(weights, thresholds)
+
+
+def test_where_there_is_a_gpu_torch_is_asked(
+    project: Project, exported: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(project.root)
+    student, photos = Path("data/classifier/student.safetensors"), images_in([Path("photos/test")])
+    PLACE.parent.mkdir(exist_ok=True)
+    shutil.copy(exported, PLACE)
+    monkeypatch.setattr(predict, "predict", lambda *_: pytest.fail("torch was asked"))
+    assert len(predict.predict_with_cuts(photos, student, 10**8, calibrate=True)[0]) == len(photos)
+    monkeypatch.setattr(machine, "is_without_gpu", lambda: False)
+    with pytest.raises(pytest.fail.Exception, match="torch was asked"):
+        predict.predict_with_cuts(photos, student, 10**8, calibrate=True)
+
+
+def test_a_gpu_is_seen_without_torch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.path.exists", lambda path: path == "/dev/nvidiactl")
     monkeypatch.delenv("CCD_DEVICE", raising=False)
     assert not machine.is_without_gpu()
@@ -248,14 +315,17 @@ def test_what_was_exported_is_not_asked_where_there_is_a_gpu(monkeypatch: pytest
     assert machine.is_without_gpu()
 
 
-NOTES = {"classes": '["a", "b"]', "thresholds": "[0.5, 0.5]", "size": "4"}
+NOTES = {
+    "classes": '["a", "b", "c"]', "thresholds": "[0.5, 0.5, 0.5]", "size": "4", "made_of": "{}",
+}  # fmt: skip
 FOREIGN: dict[str, dict[str, str]] = {
     "no notes": {},
-    "no cuts": {key: NOTES[key] for key in ("classes", "size")},
-    "no JSON": NOTES | {"classes": "a, b"},
+    "no cuts": {key: NOTES[key] for key in ("classes", "size", "made_of")},
+    "no JSON": NOTES | {"classes": "a, b, c"},
     "no list of classes": NOTES | {"classes": "3"},
-    "cuts that are no numbers": NOTES | {"thresholds": '["x", "y"]'},
-    "more cuts than classes": NOTES | {"thresholds": "[0.5, 0.5, 0.5]"},
+    "cuts that are no numbers": NOTES | {"thresholds": '["x", "y", "z"]'},
+    "fewer cuts than classes": NOTES | {"thresholds": "[0.5, 0.5]"},
+    "fewer classes than outputs": NOTES | {"classes": '["a", "b"]', "thresholds": "[0.5, 0.5]"},
     "no size": NOTES | {"size": '"four"'},
     "a negative size": NOTES | {"size": "-1"},
     "a size beyond memory": NOTES | {"size": "100000000"},
@@ -263,27 +333,48 @@ FOREIGN: dict[str, dict[str, str]] = {
 }
 
 
-def identity(notes: dict[str, str]) -> bytes:
-    """A model that says its input, with these notes."""
+def model(notes: dict[str, str]) -> bytes:
+    """Of pictures of four by four pixels it says their mean colours, with these notes."""
     import onnx
 
-    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
-    same = onnx.helper.make_node("Identity", ["x"], ["y"])
-    graph = onnx.helper.make_graph([same], "g", [value], [other])
-    opsets = [onnx.helper.make_opsetid("", 17)]
-    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    onnx.helper.set_model_props(model, notes)
-    content: bytes = model.SerializeToString()
+    of = onnx.helper
+    seen = of.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", 4, 4, 3])
+    said = of.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["n", 3])
+    cast = of.make_node("Cast", ["images"], ["numbers"], to=onnx.TensorProto.FLOAT)
+    mean = of.make_node("ReduceMean", ["numbers"], ["probabilities"], axes=[1, 2], keepdims=0)
+    graph = of.make_graph([cast, mean], "g", [seen], [said])
+    made = of.make_model(graph, opset_imports=[of.make_opsetid("", 17)], ir_version=9)
+    of.set_model_props(made, notes)
+    content: bytes = made.SerializeToString()
     return content
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_model_of_somebody_elses_is_refused(tmp_path: Path, kind: str):
     path = tmp_path / "some.onnx"
-    path.write_bytes(identity(FOREIGN[kind]))
+    path.write_bytes(model(FOREIGN[kind]))
+    if kind == "another graph":
+        path.write_bytes(model(NOTES).replace(b"probabilities", b"probabilitIes"))
     with pytest.raises(UserError, match=r"some\.onnx is not of `ccd export`"):
         Exported(path)
+
+
+def test_an_exported_classifier_is_one_file_to_the_end(tmp_path: Path):
+    path = tmp_path / "some.onnx"
+    path.write_bytes(model(NOTES))
+    exported = Exported(path)
+    path.unlink()
+    views = np.full((exported.batch, 4, 4, 3), 7, np.uint8)
+    assert (exported.scores(views) == 7).all()
+    assert exported.scores(views[:3]).shape == (3, 3)
+
+
+def test_a_model_that_fails_at_work_is_one_line(tmp_path: Path):
+    path = tmp_path / "some.onnx"
+    path.write_bytes(model(NOTES))
+    exported = Exported(path)
+    with pytest.raises(UserError, match=r"some\.onnx: ONNX Runtime fails: "):
+        exported.scores(np.zeros((2, 5, 4, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +405,6 @@ def test_an_exported_classifiers_calibration_cannot_be_left_out(finished: Projec
 
 
 def test_photographs_are_decoded_as_for_the_pipeline():
-    from stages.command import predict
     from stages.images import crops
 
     assert predict.DETAIL == crops.DETAIL

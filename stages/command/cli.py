@@ -132,9 +132,7 @@ def predict(
 def export(
     output: Annotated[
         Path | None,
-        typer.Argument(
-            help="The file to write; by default data/classifier.onnx, which `ccd predict` asks."
-        ),
+        typer.Argument(help="The file to write; none: where `ccd predict` asks it from then on."),
     ] = None,
     student: Annotated[
         Path, typer.Option(help="Its weights, their .json beside them, or the folder.")
@@ -152,15 +150,17 @@ def export(
         student = weights_in(student)
         if student.suffix.lower() == SUFFIX:
             fail(f"{student} is exported already: name the weights that it was made of", 2)
+        if output is None and student != STUDENT:
+            fail(f"{student} is not the pipeline's own: name the file to write", 2)
         must_be_a_student(student)
-        output = output or PLACE
-        place_for(output)
         from stages.command.export import export as exported
 
         content, notes = exported(student, thresholds_for(student))
-        write_all_whole({output: content, notes_beside(output): notes})
-    typer.echo(clean(f"{output}: `images` in, `probabilities` out, the rest in its properties"))
-    typer.echo(clean(f"{notes_beside(output)}: the same, for engines that do not give those out"))
+        place = output or PLACE
+        place.parent.mkdir(exist_ok=True)
+        write_all_whole({place: content, notes_beside(place): notes})
+    typer.echo(clean(f"{place}: `images` in, `probabilities` out, the rest in its properties"))
+    typer.echo(clean(f"{notes_beside(place)}: the same, for engines that do not give those out"))
 
 
 @app.command()

@@ -64,8 +64,11 @@ def export(weights: Path, thresholds: Path | None) -> tuple[bytes, bytes]:
     something else than torch.
     """
     must_be_installed("ccd export")
+    digests = made_of(weights, thresholds)
     cuts = None if thresholds is None else cuts_in(thresholds)
     student = Student.load(weights, "cpu")
+    if made_of(weights, thresholds) != digests:
+        raise UserError(f"ccd export: {weights} or its cuts changed meanwhile: export again")
     if student.config.arch.startswith("vit_"):  # the grid of its positions is computed, not traced
         raise UserError(f"ccd export: {student.config.arch} cannot be exported")
     student.backbone.float()
@@ -104,7 +107,7 @@ def export(weights: Path, thresholds: Path | None) -> tuple[bytes, bytes]:
         "classes": list(classes),
         "thresholds": [round(float(t), 6) for t in at],
         "size": size,
-        "made_of": made_of(weights, thresholds),
+        "made_of": digests,
     }
     said = with_notes(
         content.getvalue(),

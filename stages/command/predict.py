@@ -167,23 +167,22 @@ def predict_with_cuts(
     """What `predict` says, by the classifier's own calibration if wanted, and its own cuts.
 
     weights: of a trained student, or their folder, or what `ccd export` wrote, which has both
-    inside. What it wrote to its own place is asked instead, where there is no GPU.
+    inside. What it left of the pipeline's own student is asked instead, where there is no GPU.
     """
     weights = weights_in(weights)
-    if weights.suffix.lower() != SUFFIX:
+    if weights.suffix.lower() == SUFFIX:
+        if not calibrate:
+            raise UserError(f"{weights} has its calibration inside: leave --no-calibrate out")
+        exported: Exported | None = Exported(weights)
+    else:
         must_be_a_student(weights)
         thresholds = thresholds_for(weights) if calibrate else None
-        wanted = calibrate and machine.is_without_gpu()
-        beside = export_of(weights, thresholds) if wanted else None
-        if beside is None:
-            cuts = None if thresholds is None else cuts_in(thresholds)
-            own = 0.5 if cuts is None else cuts.threshold
-            return predict(images, weights, max_pixels, cuts), own
-        weights = beside
-    elif not calibrate:
-        raise UserError(f"{weights} has its calibration inside: leave --no-calibrate out")
-    exported = Exported(weights)
-    return said_by(exported, images, max_pixels), exported.thresholds
+        replaced = weights == STUDENT and calibrate and machine.is_without_gpu()
+        exported = export_of(weights, thresholds) if replaced else None
+    if exported is not None:
+        return said_by(exported, images, max_pixels), exported.thresholds
+    cuts = None if thresholds is None else cuts_in(thresholds)
+    return predict(images, weights, max_pixels, cuts), 0.5 if cuts is None else cuts.threshold
 
 
 def said_by(classifier: Classifier, images: list[Photograph], max_pixels: int) -> pd.DataFrame:
