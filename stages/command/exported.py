@@ -31,9 +31,10 @@ class Exported:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise UserError(f"{path} is not there: `ccd export {path}` writes it")
-        content = path.read_bytes()
+        # both sessions of a light one are of the same bytes, though another file may take its place
+        self.content = path.read_bytes() if path.stat().st_size <= LIGHT else b""
         try:
-            session = opened(content)
+            session = opened(self.content or str(path))
             notes = session.get_modelmeta().custom_metadata_map
         except ImportError as error:
             raise UserError(
@@ -61,8 +62,6 @@ class Exported:
         ]:
             raise UserError(others)
         self.path, self.session, self.batch = path, session, number("CCD_BATCH", BATCH, least=1)
-        # of one file, though another may take its place meanwhile
-        self.content = content if len(content) <= LIGHT else b""
         self.of_full_batch: Any = None
 
     def scores(self, views: npt.NDArray[np.uint8]) -> Floats:
@@ -81,9 +80,10 @@ class Exported:
         return probabilities
 
 
-def opened(content: bytes, images: int = 0) -> Any:
-    """ONNX Runtime's session for so many images; 0: for any number, which a light network pays for
-    with up to half as much time again.
+def opened(model: bytes | str, images: int = 0) -> Any:
+    """ONNX Runtime's session of a file, or of its content, for so many images.
+
+    0: for any number, which a light network pays for with up to half as much time again.
     """
     from onnxruntime import InferenceSession, SessionOptions
 
@@ -95,7 +95,7 @@ def opened(content: bytes, images: int = 0) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if images:
         options.add_free_dimension_override_by_name("n", images)
-    return InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def made_of(weights: Path, thresholds: Path | None) -> dict[str, str]:
