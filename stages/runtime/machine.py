@@ -44,11 +44,8 @@ def may_use_gpu() -> bool:
 def is_without_gpu() -> bool:
     """Whether networks will run on the processor, as far as can be seen without torch."""
     asked = os.environ.get("CCD_DEVICE")
-    drivers = (
-        "/dev/nvidiactl",
-        "/dev/kfd",
-        "/dev/dxg",
-    )  # NVIDIA's, AMD's, and of a Windows beneath
+    # NVIDIA's, AMD's, and that of a Windows beneath
+    drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
     return asked == "cpu" or (asked is None and not any(map(os.path.exists, drivers)))
 
 
